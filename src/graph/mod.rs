@@ -1,0 +1,1 @@
+//! Gemma 4 as MIL: one decoder layer, chunk split, functions.

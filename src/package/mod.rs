@@ -1,0 +1,1 @@
+//! Core ML `.mlpackage`: manifest, model spec and weight blobs; writer and reader.

@@ -1,0 +1,1 @@
+//! Number formats: palettes, linear integers, packing, row tables. Slices in, slices out.

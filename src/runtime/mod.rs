@@ -1,0 +1,1 @@
+//! The CPU runtime: bundle → execution plan → kernels → decode loop.
