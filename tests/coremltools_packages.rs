@@ -701,3 +701,41 @@ fn coremltools_refuses_a_wrong_type() {
     let results = common::coremltools_results(&[path]);
     assert_eq!(results[0]["ok"], false);
 }
+
+#[test]
+fn validate_py_finds_what_coremltools_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = Program::single(function(|o| {
+        let w = o.weight("w", &[16]);
+        o.b.exp(&w).unwrap();
+    }));
+    let weights = "Data/com.apple.CoreML/weights/weight.bin";
+    let model = "Data/com.apple.CoreML/model.mlmodel";
+    // The description comes before the program in the file, so the first name is in it.
+    let faults: [(&str, &str, &[u8], &[u8]); 5] = [
+        ("count", weights, &[1, 0, 0, 0, 2], &[0, 0, 0, 0, 2]),
+        ("reserved", weights, &[2, 0, 0, 0, 0], &[2, 0, 0, 0, 1]),
+        ("input", model, b"last_input", b"lost_input"),
+        ("opset", model, b"CoreML8", b"CoreML7"),
+        (
+            "file",
+            model,
+            b"@model_path/weights",
+            b"@model_path/heights",
+        ),
+    ];
+    let mut paths = Vec::new();
+    for (name, file, from, to) in faults {
+        let path = dir.path().join(format!("{name}.mlpackage"));
+        write(&path, &program, &mut SeededSource::default());
+        let mut bytes = std::fs::read(path.join(file)).unwrap();
+        let at = bytes.windows(from.len()).position(|w| w == from).unwrap();
+        bytes[at..at + to.len()].copy_from_slice(to);
+        std::fs::write(path.join(file), bytes).unwrap();
+        assert!(Package::open(&path).is_err(), "{name}");
+        paths.push(path);
+    }
+    for result in common::coremltools_results(&paths) {
+        assert_eq!(result["ok"], false, "{result}");
+    }
+}
