@@ -1,7 +1,5 @@
 //! A whole package: its inputs and outputs, in the order of the bundle contract.
 
-use std::collections::BTreeMap;
-
 use super::cache::{KvCache, ShiftCache};
 use super::emitter::Emitter;
 use super::error::{Error, Result};
@@ -10,9 +8,9 @@ use super::inputs::Inputs;
 use super::layer::decoder_layer;
 use super::split::ChunkSpec;
 use super::weights::chunk_weights;
-use super::{CacheForm, ChunkGraph, FunctionKind, GraphOptions, MAIN_FUNCTION};
+use super::{CacheForm, ChunkGraph, FunctionKind, GraphOptions};
 use crate::gemma::ModelPlan;
-use crate::mil::{Function, Program};
+use crate::mil::Program;
 
 /// Writes one chunk as a MIL program.
 ///
@@ -23,15 +21,11 @@ pub fn build_chunk(plan: &ModelPlan, spec: &ChunkSpec, options: &GraphOptions) -
         return Err(Error::Context { context: options.context, max_positions: plan.max_positions });
     }
     let weights = chunk_weights(plan, spec)?;
-    let mut e = Emitter::new(plan, &spec.name, MAIN_FUNCTION, &weights);
+    let mut e = Emitter::new(plan, &spec.name, &weights);
     match options.function {
         FunctionKind::Decode => decode(&mut e, spec, options)?,
     }
-    let function: Function = e.fb.finish()?;
-    let program = Program {
-        functions: BTreeMap::from([(MAIN_FUNCTION.to_owned(), function)]),
-        default_function: MAIN_FUNCTION.to_owned(),
-    };
+    let program = Program::single(e.fb.finish()?);
     Ok(ChunkGraph { name: spec.name.clone(), program, weights })
 }
 

@@ -25,10 +25,10 @@ pub(super) enum NormAxis {
 }
 
 impl<'a> Emitter<'a> {
-    pub fn new(plan: &'a ModelPlan, chunk: &'a str, function: &str, weights: &'a [WeightBinding]) -> Self {
+    pub fn new(plan: &'a ModelPlan, chunk: &'a str, weights: &'a [WeightBinding]) -> Self {
         Self {
             plan,
-            fb: FunctionBuilder::new(function),
+            fb: FunctionBuilder::new(chunk),
             chunk,
             weights: weights.iter().map(|w| (w.tensor.as_str(), &w.konst)).collect(),
         }

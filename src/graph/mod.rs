@@ -36,9 +36,6 @@ pub use weights::{WeightBinding, WeightKind, WeightLayout, chunk_weights};
 
 use crate::mil;
 
-/// Name of the only function of a package, as Core ML expects it.
-pub const MAIN_FUNCTION: &str = "main";
-
 /// What a chunk is built for, beside the model.
 #[derive(Debug, Clone)]
 pub struct GraphOptions {
