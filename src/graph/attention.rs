@@ -21,7 +21,7 @@ pub(super) fn attend(
         return Err(Error::HeadGroups { layer: layer.index, query_heads: heads, kv_heads: layer.kv_heads });
     }
     // KV head j serves query heads j*g .. (j+1)*g: with the group on the row axis nothing need be repeated.
-    let grouped = e.fb.reshape(q, &[1, layer.kv_heads, heads / layer.kv_heads, layer.head_dim])?;
+    let grouped = e.reshape(q, &[1, layer.kv_heads, heads / layer.kv_heads, layer.head_dim])?;
     let out = match options.attention {
         AttentionForm::Standard => standard(e, &grouped, kv)?,
     };

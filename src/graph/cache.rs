@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::emitter::Emitter;
+use super::emitter::{Emitter, dims};
 use super::error::{Error, Result};
 use super::inputs::Inputs;
 use super::split::ChunkSpec;
@@ -237,7 +237,7 @@ fn shift(e: &mut Emitter<'_>, old: &Var, row: &Var) -> Result<Var> {
 /// Pads the last axis with zeros up to `width`.
 fn pad_last(e: &mut Emitter<'_>, x: &Var, width: usize) -> Result<Var> {
     match x.shape() {
-        &[.., d] if d < width => Ok(e.fb.pad(x, &[0, width - d], 0.0)?),
+        &[.., d] if d < width => Ok(e.fb.pad(x, &dims(&[0, width - d])?, 0.0)?),
         _ => Ok(x.clone()),
     }
 }

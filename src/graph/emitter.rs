@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::error::{Error, Result};
 use super::weights::{WeightBinding, tensor_name};
 use crate::gemma::ModelPlan;
-use crate::mil::{ConvParams, DeferredConst, FunctionBuilder, Var};
+use crate::mil::{ConvParams, DeferredConst, FunctionBuilder, SliceParams, Var};
 
 /// A function under construction: the builder, the model, and the weights of the chunk.
 pub(super) struct Emitter<'a> {
@@ -64,13 +64,12 @@ impl<'a> Emitter<'a> {
     /// Written as the layer_norm of `[x, -x]`, whose mean is zero and whose variance is `mean(x^2)`: the ANE has no RMS
     /// norm, and squares taken one op at a time overflow fp16.
     pub fn rms(&mut self, x: &Var, axis: NormAxis) -> Result<Var> {
-        let axis = axis as usize;
+        let axis = axis as i32;
         let minus_one = self.fb.scalar_f16(-1.0)?;
         let negated = self.fb.mul(x, &minus_one)?;
-        let both = self.fb.concat(&[x.clone(), negated], axis as i32)?;
-        let normed = self.fb.layer_norm(&both, &[axis as i32], None, None, self.plan.eps as f32)?;
-        let begin = vec![0; x.shape().len()];
-        self.slice(&normed, &begin, x.shape())
+        let both = self.fb.concat(&[x.clone(), negated], axis)?;
+        let normed = self.fb.layer_norm(&both, &[axis], None, None, self.plan.eps as f32)?;
+        self.slice(&normed, &[0; 4], x.shape())
     }
 
     /// [`Self::rms`] times a gain.
@@ -90,21 +89,33 @@ impl<'a> Emitter<'a> {
         if x.shape() == size {
             return Ok(x.clone());
         }
-        Ok(self.fb.slice_by_size(x, begin, size)?)
+        let end: Vec<usize> = begin.iter().zip(size).map(|(b, s)| b + s).collect();
+        let (begin, end) = (dims(begin)?, dims(&end)?);
+        Ok(self.fb.slice_by_index(x, &begin, &end, &SliceParams::default())?)
+    }
+
+    /// The same elements in another shape.
+    pub fn reshape(&mut self, x: &Var, shape: &[usize]) -> Result<Var> {
+        Ok(self.fb.reshape(x, &dims(shape)?)?)
     }
 
     /// A stream of one token `(1, heads * head_dim, 1, 1)` as heads `(1, heads, 1, head_dim)`.
     pub fn to_heads(&mut self, x: &Var, heads: usize, head_dim: usize) -> Result<Var> {
-        Ok(self.fb.reshape(x, &[1, heads, 1, head_dim])?)
+        self.reshape(x, &[1, heads, 1, head_dim])
     }
 
-    /// Heads of one token, in any shape of `channels` elements, as a stream `(1, channels, 1, 1)`.
+    /// The elements of one token, in whatever shape, as a stream `(1, channels, 1, 1)`.
     pub fn to_stream(&mut self, x: &Var, channels: usize) -> Result<Var> {
-        Ok(self.fb.reshape(x, &[1, channels, 1, 1])?)
+        self.reshape(x, &[1, channels, 1, 1])
     }
 
     /// A feature `(1, 1, channels)` of the package from a stream.
     pub fn to_feature(&mut self, x: &Var, channels: usize) -> Result<Var> {
-        Ok(self.fb.reshape(x, &[1, 1, channels])?)
+        self.reshape(x, &[1, 1, channels])
     }
+}
+
+/// Sizes as MIL writes them.
+pub(super) fn dims(sizes: &[usize]) -> Result<Vec<i32>> {
+    sizes.iter().map(|&n| i32::try_from(n).map_err(|_| Error::TooLarge { size: n })).collect()
 }

@@ -72,6 +72,12 @@ pub enum Error {
         /// Its shape.
         shape: Vec<usize>,
     },
+    /// A dimension that MIL cannot write.
+    #[error("a dimension of {size}: expected at most {}", i32::MAX)]
+    TooLarge {
+        /// The dimension.
+        size: usize,
+    },
     /// Query heads that do not divide among the KV heads.
     #[error("layer {layer}: {query_heads} query heads do not divide among {kv_heads} KV heads")]
     HeadGroups {

@@ -9,7 +9,7 @@ use crate::mil::{GeluMode, Var};
 pub(super) fn feed_forward(e: &mut Emitter<'_>, layer: &LayerPlan, x: &Var) -> Result<Var> {
     let gate = e.layer_linear(x, layer.index, "mlp.gate_proj.weight")?;
     let up = e.layer_linear(x, layer.index, "mlp.up_proj.weight")?;
-    let gate = e.fb.gelu(&gate, GeluMode::TanhApproximation)?;
+    let gate = e.fb.gelu(&gate, GeluMode::Tanh)?;
     let product = e.fb.mul(&gate, &up)?;
     e.layer_linear(&product, layer.index, "mlp.down_proj.weight")
 }

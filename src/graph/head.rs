@@ -29,9 +29,9 @@ pub(super) fn head(e: &mut Emitter<'_>, hidden: &Var) -> Result<Head> {
         logits = e.fb.mul(&squashed, &cap)?;
     }
     let logits = e.fb.name_value(&logits, "logits")?;
-    let row = e.fb.reshape(&logits, &[e.plan.vocab])?;
+    let row = e.reshape(&logits, &[e.plan.vocab])?;
     let token_id = e.fb.reduce_argmax(&row, 0, true)?;
-    let token_logit = e.fb.gather(&row, &token_id, 0)?;
+    let token_logit = e.fb.gather(&row, &token_id, 0, 0)?;
     e.fb.pop_scope();
     Ok(Head { token_id, token_logit, hidden: normed })
 }

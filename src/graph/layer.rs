@@ -111,7 +111,7 @@ fn per_layer_block(e: &mut Emitter<'_>, i: usize, hidden: &Var, per_layer: &Var)
     let d = e.plan.ple_dim;
     let slice = e.slice(per_layer, &[0, i * d, 0, 0], &[1, d, 1, 1])?;
     let gate = e.layer_linear(hidden, i, "per_layer_input_gate.weight")?;
-    let gate = e.fb.gelu(&gate, crate::mil::GeluMode::TanhApproximation)?;
+    let gate = e.fb.gelu(&gate, crate::mil::GeluMode::Tanh)?;
     let gated = e.fb.mul(&gate, &slice)?;
     let out = e.layer_linear(&gated, i, "per_layer_projection.weight")?;
     e.layer_norm(&out, i, "post_per_layer_input_norm.weight")
