@@ -18,10 +18,17 @@ pub(super) fn attend(
 ) -> Result<Var> {
     let heads = e.plan.q_heads;
     if layer.kv_heads == 0 || heads % layer.kv_heads != 0 {
-        return Err(Error::HeadGroups { layer: layer.index, query_heads: heads, kv_heads: layer.kv_heads });
+        return Err(Error::HeadGroups {
+            layer: layer.index,
+            query_heads: heads,
+            kv_heads: layer.kv_heads,
+        });
     }
     // KV head j serves query heads j*g .. (j+1)*g: with the group on the row axis nothing need be repeated.
-    let grouped = e.reshape(q, &[1, layer.kv_heads, heads / layer.kv_heads, layer.head_dim])?;
+    let grouped = e.reshape(
+        q,
+        &[1, layer.kv_heads, heads / layer.kv_heads, layer.head_dim],
+    )?;
     let out = match options.attention {
         AttentionForm::Standard => standard(e, &grouped, kv)?,
     };

@@ -24,7 +24,13 @@ pub(super) struct KeysValues {
 pub(super) trait KvCache {
     /// Takes the new key and value `(1, kv_heads, 1, head_dim)` of an own-KV layer and gives what it attends to.
     /// Layers come in order.
-    fn update(&mut self, e: &mut Emitter<'_>, layer: &LayerPlan, k: &Var, v: &Var) -> Result<KeysValues>;
+    fn update(
+        &mut self,
+        e: &mut Emitter<'_>,
+        layer: &LayerPlan,
+        k: &Var,
+        v: &Var,
+    ) -> Result<KeysValues>;
 
     /// What a layer attends to that shares the K/V of layer `from`.
     fn shared(&self, layer: &LayerPlan, from: usize) -> Result<KeysValues>;
@@ -35,8 +41,10 @@ pub(super) trait KvCache {
 
 /// The names under which the K/V of the last own sliding layer and of the last own full layer pass between chunks,
 /// whatever the indices of these layers are.
-const SHARED_FEATURES: [(LayerKind, &str, &str); 2] =
-    [(LayerKind::Sliding, "kv13_k", "kv13_v"), (LayerKind::Full, "kv14_k", "kv14_v")];
+const SHARED_FEATURES: [(LayerKind, &str, &str); 2] = [
+    (LayerKind::Sliding, "kv13_k", "kv13_v"),
+    (LayerKind::Full, "kv14_k", "kv14_v"),
+];
 
 /// Explicit caches: one tensor of slots per kind, passed in and out. A sliding slot drops its oldest row and appends the
 /// new one, so that the newest is always last; a full slot is `old * (1 - update_mask) + new * update_mask`. Rows are
@@ -57,7 +65,12 @@ pub(super) struct ShiftCache {
 
 impl ShiftCache {
     /// Declares the cache inputs of a chunk: its own slots if it has own-KV layers, else the shared K/V.
-    pub fn from_features(e: &mut Emitter<'_>, spec: &ChunkSpec, inputs: &Inputs, context: usize) -> Result<Self> {
+    pub fn from_features(
+        e: &mut Emitter<'_>,
+        spec: &ChunkSpec,
+        inputs: &Inputs,
+        context: usize,
+    ) -> Result<Self> {
         let plan = e.plan;
         let sharing = plan.first_shared < plan.layers.len();
         let owns = spec.layers.start < plan.first_shared;
@@ -72,7 +85,8 @@ impl ShiftCache {
         };
         if owns {
             for (kind, name) in [(LayerKind::Sliding, "sliding"), (LayerKind::Full, "full")] {
-                let slots = Slots::from_features(e, spec, kind, name, cache_length(plan, kind, context))?;
+                let slots =
+                    Slots::from_features(e, spec, kind, name, cache_length(plan, kind, context))?;
                 cache.slots.push(slots);
             }
         } else {
@@ -84,11 +98,23 @@ impl ShiftCache {
     fn shared_features(&mut self, e: &mut Emitter<'_>, context: usize) -> Result<()> {
         for (kind, k_name, v_name) in SHARED_FEATURES {
             let geom = e.plan.geom(kind);
-            let shape = [1, geom.kv_heads, cache_length(e.plan, kind, context), geom.head_dim];
+            let shape = [
+                1,
+                geom.kv_heads,
+                cache_length(e.plan, kind, context),
+                geom.head_dim,
+            ];
             let keys = e.fb.input(k_name, DType::Fp16, &shape)?;
             let values = e.fb.input(v_name, DType::Fp16, &shape)?;
             if let Some(producer) = producer(e.plan, kind) {
-                self.seen.insert(producer, KeysValues { keys, values, mask: self.mask(kind) });
+                self.seen.insert(
+                    producer,
+                    KeysValues {
+                        keys,
+                        values,
+                        mask: self.mask(kind),
+                    },
+                );
             }
         }
         Ok(())
@@ -112,7 +138,13 @@ impl ShiftCache {
     }
 
     /// A slot `(1, kv_heads, length, max_head_dim)` with the row of this token.
-    fn advance(&mut self, e: &mut Emitter<'_>, kind: LayerKind, old: &Var, row: &Var) -> Result<Var> {
+    fn advance(
+        &mut self,
+        e: &mut Emitter<'_>,
+        kind: LayerKind,
+        old: &Var,
+        row: &Var,
+    ) -> Result<Var> {
         let row = pad_last(e, row, max_head_dim(e.plan))?;
         match kind {
             LayerKind::Sliding => shift(e, old, &row),
@@ -127,9 +159,20 @@ impl ShiftCache {
 }
 
 impl KvCache for ShiftCache {
-    fn update(&mut self, e: &mut Emitter<'_>, layer: &LayerPlan, k: &Var, v: &Var) -> Result<KeysValues> {
-        let missing = Error::SharedKvMissing { layer: layer.index, from: layer.index };
-        let Some(at) = self.slots.iter().position(|s| s.kind == layer.kind) else { return Err(missing) };
+    fn update(
+        &mut self,
+        e: &mut Emitter<'_>,
+        layer: &LayerPlan,
+        k: &Var,
+        v: &Var,
+    ) -> Result<KeysValues> {
+        let missing = Error::SharedKvMissing {
+            layer: layer.index,
+            from: layer.index,
+        };
+        let Some(at) = self.slots.iter().position(|s| s.kind == layer.kind) else {
+            return Err(missing);
+        };
         let (k_old, v_old) = self.slots[at].next(e)?;
         let keys = self.advance(e, layer.kind, &k_old, k)?;
         let values = self.advance(e, layer.kind, &v_old, v)?;
@@ -145,7 +188,10 @@ impl KvCache for ShiftCache {
     }
 
     fn shared(&self, layer: &LayerPlan, from: usize) -> Result<KeysValues> {
-        self.seen.get(&from).cloned().ok_or(Error::SharedKvMissing { layer: layer.index, from })
+        self.seen.get(&from).cloned().ok_or(Error::SharedKvMissing {
+            layer: layer.index,
+            from,
+        })
     }
 
     fn outputs(&self, e: &mut Emitter<'_>) -> Result<()> {
@@ -161,7 +207,10 @@ impl KvCache for ShiftCache {
                 // No own layer of this kind, so no layer shares it: the one slot passes through.
                 None => {
                     let d = e.plan.geom(*kind).head_dim;
-                    (narrow_last(e, &slots.keys_in, d)?, narrow_last(e, &slots.values_in, d)?)
+                    (
+                        narrow_last(e, &slots.keys_in, d)?,
+                        narrow_last(e, &slots.values_in, d)?,
+                    )
                 }
             };
             e.fb.output(k_name, &keys)?;
@@ -190,8 +239,17 @@ impl Slots {
         length: usize,
     ) -> Result<Self> {
         let own = |l: &&LayerPlan| l.kind == kind && l.owns_kv();
-        let slots = e.plan.layers[spec.layers.clone()].iter().filter(own).count().max(1);
-        let shape = [slots, e.plan.geom(kind).kv_heads, length, max_head_dim(e.plan)];
+        let slots = e.plan.layers[spec.layers.clone()]
+            .iter()
+            .filter(own)
+            .count()
+            .max(1);
+        let shape = [
+            slots,
+            e.plan.geom(kind).kv_heads,
+            length,
+            max_head_dim(e.plan),
+        ];
         Ok(Self {
             kind,
             name,
@@ -207,11 +265,17 @@ impl Slots {
         let mut size = self.keys_in.shape().to_vec();
         size[0] = 1;
         let begin = [self.keys.len(), 0, 0, 0];
-        Ok((e.slice(&self.keys_in, &begin, &size)?, e.slice(&self.values_in, &begin, &size)?))
+        Ok((
+            e.slice(&self.keys_in, &begin, &size)?,
+            e.slice(&self.values_in, &begin, &size)?,
+        ))
     }
 
     fn outputs(&self, e: &mut Emitter<'_>) -> Result<()> {
-        for (prefix, slots, input) in [("K", &self.keys, &self.keys_in), ("V", &self.values, &self.values_in)] {
+        for (prefix, slots, input) in [
+            ("K", &self.keys, &self.keys_in),
+            ("V", &self.values, &self.values_in),
+        ] {
             let all = match slots.as_slice() {
                 [] => input.clone(),
                 [one] => one.clone(),

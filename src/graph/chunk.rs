@@ -16,9 +16,16 @@ use crate::mil::Program;
 ///
 /// # Errors
 /// [`Error::Context`] for a context the model has no positions for; otherwise a plan whose parts contradict each other.
-pub fn build_chunk(plan: &ModelPlan, spec: &ChunkSpec, options: &GraphOptions) -> Result<ChunkGraph> {
+pub fn build_chunk(
+    plan: &ModelPlan,
+    spec: &ChunkSpec,
+    options: &GraphOptions,
+) -> Result<ChunkGraph> {
     if options.context == 0 || options.context > plan.max_positions {
-        return Err(Error::Context { context: options.context, max_positions: plan.max_positions });
+        return Err(Error::Context {
+            context: options.context,
+            max_positions: plan.max_positions,
+        });
     }
     let weights = chunk_weights(plan, spec)?;
     let mut e = Emitter::new(plan, &spec.name, &weights);
@@ -26,14 +33,23 @@ pub fn build_chunk(plan: &ModelPlan, spec: &ChunkSpec, options: &GraphOptions) -
         FunctionKind::Decode => decode(&mut e, spec, options)?,
     }
     let program = Program::single(e.fb.finish()?);
-    Ok(ChunkGraph { name: spec.name.clone(), program, weights })
+    Ok(ChunkGraph {
+        name: spec.name.clone(),
+        program,
+        weights,
+    })
 }
 
 /// One token through the layers of a chunk.
 fn decode(e: &mut Emitter<'_>, spec: &ChunkSpec, options: &GraphOptions) -> Result<()> {
     let inputs = Inputs::from_features(e, spec, options.context)?;
     let mut cache: Box<dyn KvCache> = match options.cache {
-        CacheForm::Shift => Box::new(ShiftCache::from_features(e, spec, &inputs, options.context)?),
+        CacheForm::Shift => Box::new(ShiftCache::from_features(
+            e,
+            spec,
+            &inputs,
+            options.context,
+        )?),
     };
     let plan = e.plan;
     let mut hidden = inputs.hidden.clone();

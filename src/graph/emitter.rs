@@ -30,7 +30,10 @@ impl<'a> Emitter<'a> {
             plan,
             fb: FunctionBuilder::new(chunk),
             chunk,
-            weights: weights.iter().map(|w| (w.tensor.as_str(), &w.konst)).collect(),
+            weights: weights
+                .iter()
+                .map(|w| (w.tensor.as_str(), &w.konst))
+                .collect(),
         }
     }
 
@@ -38,7 +41,10 @@ impl<'a> Emitter<'a> {
     pub fn weight(&mut self, tensor: &str) -> Result<Var> {
         match self.weights.get(tensor) {
             Some(konst) => Ok(self.fb.weight((*konst).clone())?),
-            None => Err(Error::NoWeight { chunk: self.chunk.to_owned(), tensor: tensor.to_owned() }),
+            None => Err(Error::NoWeight {
+                chunk: self.chunk.to_owned(),
+                tensor: tensor.to_owned(),
+            }),
         }
     }
 
@@ -68,7 +74,9 @@ impl<'a> Emitter<'a> {
         let minus_one = self.fb.scalar_f16(-1.0)?;
         let negated = self.fb.mul(x, &minus_one)?;
         let both = self.fb.concat(&[x.clone(), negated], axis)?;
-        let normed = self.fb.layer_norm(&both, &[axis], None, None, self.plan.eps as f32)?;
+        let normed = self
+            .fb
+            .layer_norm(&both, &[axis], None, None, self.plan.eps as f32)?;
         self.slice(&normed, &[0; 4], x.shape())
     }
 
@@ -91,7 +99,9 @@ impl<'a> Emitter<'a> {
         }
         let end: Vec<usize> = begin.iter().zip(size).map(|(b, s)| b + s).collect();
         let (begin, end) = (dims(begin)?, dims(&end)?);
-        Ok(self.fb.slice_by_index(x, &begin, &end, &SliceParams::default())?)
+        Ok(self
+            .fb
+            .slice_by_index(x, &begin, &end, &SliceParams::default())?)
     }
 
     /// The same elements in another shape.
@@ -117,5 +127,8 @@ impl<'a> Emitter<'a> {
 
 /// Sizes as MIL writes them.
 pub(super) fn dims(sizes: &[usize]) -> Result<Vec<i32>> {
-    sizes.iter().map(|&n| i32::try_from(n).map_err(|_| Error::TooLarge { size: n })).collect()
+    sizes
+        .iter()
+        .map(|&n| i32::try_from(n).map_err(|_| Error::TooLarge { size: n }))
+        .collect()
 }

@@ -33,5 +33,9 @@ pub(super) fn head(e: &mut Emitter<'_>, hidden: &Var) -> Result<Head> {
     let token_id = e.fb.reduce_argmax(&row, 0, true)?;
     let token_logit = e.fb.gather(&row, &token_id, 0, 0)?;
     e.fb.pop_scope();
-    Ok(Head { token_id, token_logit, hidden: normed })
+    Ok(Head {
+        token_id,
+        token_logit,
+        hidden: normed,
+    })
 }

@@ -47,19 +47,32 @@ impl Inputs {
         let (hd, ghd) = (plan.sliding.head_dim, plan.full.head_dim);
         let per_layer_width = plan.layers.len() * plan.ple_dim;
         let hidden = e.fb.input("hidden_states", DType::Fp16, &[1, 1, h])?;
-        let mask_full = e.fb.input("causal_mask_full", DType::Fp16, &[1, 1, 1, context])?;
-        let mask_sliding = e.fb.input("causal_mask_sliding", DType::Fp16, &[1, 1, 1, w])?;
-        let update_mask = e.fb.input("update_mask", DType::Fp16, &[1, 1, context, 1])?;
+        let mask_full =
+            e.fb.input("causal_mask_full", DType::Fp16, &[1, 1, 1, context])?;
+        let mask_sliding =
+            e.fb.input("causal_mask_sliding", DType::Fp16, &[1, 1, 1, w])?;
+        let update_mask =
+            e.fb.input("update_mask", DType::Fp16, &[1, 1, context, 1])?;
         let per_layer = match (plan.ple_dim > 0, spec.first) {
             (false, _) => None,
             (true, first) => {
-                let name = if first { "per_layer_raw" } else { "per_layer_combined" };
+                let name = if first {
+                    "per_layer_raw"
+                } else {
+                    "per_layer_combined"
+                };
                 Some(e.fb.input(name, DType::Fp16, &[1, 1, per_layer_width])?)
             }
         };
         let mut row = |name: &str, d: usize| e.fb.input(name, DType::Fp16, &[1, 1, 1, d]);
-        let rope_sliding = Rope { cos: row("cos_s", hd)?, sin: row("sin_s", hd)? };
-        let rope_full = Rope { cos: row("cos_f", ghd)?, sin: row("sin_f", ghd)? };
+        let rope_sliding = Rope {
+            cos: row("cos_s", hd)?,
+            sin: row("sin_s", hd)?,
+        };
+        let rope_full = Rope {
+            cos: row("cos_f", ghd)?,
+            sin: row("sin_f", ghd)?,
+        };
 
         let hidden = e.to_stream(&hidden, h)?;
         let per_layer = match per_layer {
@@ -67,7 +80,15 @@ impl Inputs {
             Some(combined) => Some(e.to_stream(&combined, per_layer_width)?),
             None => None,
         };
-        Ok(Self { hidden, per_layer, mask_full, mask_sliding, update_mask, rope_sliding, rope_full })
+        Ok(Self {
+            hidden,
+            per_layer,
+            mask_full,
+            mask_sliding,
+            update_mask,
+            rope_sliding,
+            rope_full,
+        })
     }
 }
 

@@ -55,7 +55,11 @@ fn attention_block(
 
     let q = e.layer_linear(&x, i, "self_attn.q_proj.weight")?;
     let q = e.to_heads(&q, e.plan.q_heads, layer.head_dim)?;
-    let q = e.rms_norm(&q, NormAxis::Last, &tensor_name(i, "self_attn.q_norm.weight"))?;
+    let q = e.rms_norm(
+        &q,
+        NormAxis::Last,
+        &tensor_name(i, "self_attn.q_norm.weight"),
+    )?;
     let q = rope(e, &q, rope_row)?;
 
     let kv = match layer.kv {
@@ -85,7 +89,11 @@ fn own_kv(
         let v = e.layer_linear(x, i, "self_attn.v_proj.weight")?;
         e.to_heads(&v, layer.kv_heads, layer.head_dim)?
     };
-    let k = e.rms_norm(&k, NormAxis::Last, &tensor_name(i, "self_attn.k_norm.weight"))?;
+    let k = e.rms_norm(
+        &k,
+        NormAxis::Last,
+        &tensor_name(i, "self_attn.k_norm.weight"),
+    )?;
     let k = rope(e, &k, rope_row)?;
     let v = e.rms(&v, NormAxis::Last)?;
     cache.update(e, layer, &k, &v)

@@ -21,9 +21,9 @@ mod head;
 mod inputs;
 mod layer;
 pub mod split;
-mod weights;
 #[cfg(test)]
 mod tests;
+mod weights;
 
 use std::fmt;
 
@@ -52,7 +52,12 @@ pub struct GraphOptions {
 impl GraphOptions {
     /// One-token decode with the plain forms.
     pub fn decode(context: usize) -> Self {
-        Self { context, attention: AttentionForm::Standard, cache: CacheForm::Shift, function: FunctionKind::Decode }
+        Self {
+            context,
+            attention: AttentionForm::Standard,
+            cache: CacheForm::Shift,
+            function: FunctionKind::Decode,
+        }
     }
 }
 

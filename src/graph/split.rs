@@ -110,8 +110,13 @@ fn named(ends: &[usize]) -> Vec<ChunkSpec> {
 
 /// Checks that both producers lie in chunk `index`.
 fn producers_in(plan: &ModelPlan, layout: Layout, specs: &[ChunkSpec], index: usize) -> Result<()> {
-    let Some(producers) = &plan.producers else { return Ok(()) };
-    for (kind, producer) in [(LayerKind::Sliding, producers.sliding), (LayerKind::Full, producers.full)] {
+    let Some(producers) = &plan.producers else {
+        return Ok(());
+    };
+    for (kind, producer) in [
+        (LayerKind::Sliding, producers.sliding),
+        (LayerKind::Full, producers.full),
+    ] {
         let Some(producer) = producer else { continue };
         if let Some(found) = specs.iter().find(|s| s.layers.contains(&producer))
             && found.name != specs[index].name

@@ -86,7 +86,10 @@ pub fn chunk_weights(plan: &ModelPlan, spec: &ChunkSpec) -> Result<Vec<WeightBin
     let mut list = Vec::new();
     if spec.first && plan.ple_dim > 0 {
         let width = plan.layers.len() * plan.ple_dim;
-        list.push(binding(PLE_PROJECTION.to_owned(), vec![width, plan.hidden])?);
+        list.push(binding(
+            PLE_PROJECTION.to_owned(),
+            vec![width, plan.hidden],
+        )?);
         list.push(binding(PLE_NORM.to_owned(), vec![plan.ple_dim])?);
     }
     for layer in &plan.layers[spec.layers.clone()] {
@@ -104,10 +107,23 @@ pub fn chunk_weights(plan: &ModelPlan, spec: &ChunkSpec) -> Result<Vec<WeightBin
 fn binding(tensor: String, source_shape: Vec<usize>) -> Result<WeightBinding> {
     let (layout, kind) = role(&tensor, source_shape.len());
     let Some(shape) = layout.shape(&source_shape) else {
-        return Err(Error::WeightRank { tensor, shape: source_shape });
+        return Err(Error::WeightRank {
+            tensor,
+            shape: source_shape,
+        });
     };
-    let konst = DeferredConst { id: tensor.replace('.', "_"), dtype: DType::Fp16, shape };
-    Ok(WeightBinding { konst, tensor, source_shape, layout, kind })
+    let konst = DeferredConst {
+        id: tensor.replace('.', "_"),
+        dtype: DType::Fp16,
+        shape,
+    };
+    Ok(WeightBinding {
+        konst,
+        tensor,
+        source_shape,
+        layout,
+        kind,
+    })
 }
 
 fn role(tensor: &str, rank: usize) -> (WeightLayout, WeightKind) {
@@ -117,7 +133,10 @@ fn role(tensor: &str, rank: usize) -> (WeightLayout, WeightKind) {
         (WeightLayout::Vector4, WeightKind::Scalar)
     } else if rank > 1 {
         (WeightLayout::Conv1x1, WeightKind::Projection)
-    } else if tensor.ends_with("q_norm.weight") || tensor.ends_with("k_norm.weight") || tensor == PLE_NORM {
+    } else if tensor.ends_with("q_norm.weight")
+        || tensor.ends_with("k_norm.weight")
+        || tensor == PLE_NORM
+    {
         (WeightLayout::LastAxis4, WeightKind::Norm)
     } else {
         (WeightLayout::Vector4, WeightKind::Norm)

@@ -61,5 +61,7 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 fn hint_line(hint: &Option<String>) -> String {
-    hint.as_ref().map(|h| format!("\nhint: {h}")).unwrap_or_default()
+    hint.as_ref()
+        .map(|h| format!("\nhint: {h}"))
+        .unwrap_or_default()
 }

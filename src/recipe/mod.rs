@@ -54,7 +54,10 @@ const BUILTIN: [(&str, &str); 8] = [
     ("swa4-w6", include_str!("../../recipes/swa4-w6.toml")),
     ("swa4-w8", include_str!("../../recipes/swa4-w8.toml")),
     ("swa4-int8", include_str!("../../recipes/swa4-int8.toml")),
-    ("swa4-int4-block", include_str!("../../recipes/swa4-int4-block.toml")),
+    (
+        "swa4-int4-block",
+        include_str!("../../recipes/swa4-int4-block.toml"),
+    ),
 ];
 
 /// A recipe: everything that decides a bundle, beside the checkpoint.
@@ -97,7 +100,13 @@ impl Recipe {
         recipe.source = text.to_owned();
         recipe.check().map_err(|(field, message)| {
             let (line, column) = field_position(text, field);
-            Error::Invalid { file: file.to_owned(), line, column, message, hint: None }
+            Error::Invalid {
+                file: file.to_owned(),
+                line,
+                column,
+                message,
+                hint: None,
+            }
         })?;
         Ok(recipe)
     }
@@ -121,7 +130,10 @@ impl Recipe {
     /// # Errors
     /// None in a tested build: the texts are compiled in.
     pub fn list() -> Result<Vec<Self>> {
-        BUILTIN.iter().map(|(name, _)| Self::builtin(name)).collect()
+        BUILTIN
+            .iter()
+            .map(|(name, _)| Self::builtin(name))
+            .collect()
     }
 
     /// A built-in recipe by name, or one from a TOML file: whatever ends in `.toml` or holds a path separator is a path.
@@ -129,34 +141,57 @@ impl Recipe {
     /// # Errors
     /// An unknown name, an unreadable file, or text that is not a recipe.
     pub fn load(name_or_path: &str) -> Result<Self> {
-        if !name_or_path.ends_with(".toml") && !name_or_path.contains(['/', std::path::MAIN_SEPARATOR]) {
+        if !name_or_path.ends_with(".toml")
+            && !name_or_path.contains(['/', std::path::MAIN_SEPARATOR])
+        {
             return Self::builtin(name_or_path);
         }
         let path = Path::new(name_or_path);
-        let text =
-            std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
+            path: path.to_owned(),
+            source,
+        })?;
         Self::parse(name_or_path, &text)
     }
 
     /// The context length to build for: what the caller asks, else the recipe, else [`DEFAULT_CONTEXT`], the last
     /// bounded by the model's `max_positions`.
     pub fn context_for(&self, asked: Option<usize>, max_positions: usize) -> usize {
-        asked.or(self.context).unwrap_or(DEFAULT_CONTEXT.min(max_positions))
+        asked
+            .or(self.context)
+            .unwrap_or(DEFAULT_CONTEXT.min(max_positions))
     }
 
     /// What serde cannot see. The error is the field and what is wrong with it.
     fn check(&self) -> std::result::Result<(), (&'static str, String)> {
-        if self.name.is_empty() || !self.name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
-            return Err(("name", format!("name `{}`: expected letters, digits, `-`, `_`, `.`", self.name)));
+        if self.name.is_empty()
+            || !self
+                .name
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        {
+            return Err((
+                "name",
+                format!(
+                    "name `{}`: expected letters, digits, `-`, `_`, `.`",
+                    self.name
+                ),
+            ));
         }
         if self.description.trim().is_empty() || self.description.contains('\n') {
-            return Err(("description", "description: expected one line of text".to_owned()));
+            return Err((
+                "description",
+                "description: expected one line of text".to_owned(),
+            ));
         }
         if self.context == Some(0) {
             return Err(("context", "context 0: expected at least 1 token".to_owned()));
         }
         if self.functions.is_empty() {
-            return Err(("functions", "functions is empty: expected at least \"decode\"".to_owned()));
+            return Err((
+                "functions",
+                "functions is empty: expected at least \"decode\"".to_owned(),
+            ));
         }
         for (i, function) in self.functions.iter().enumerate() {
             if self.functions[..i].contains(function) {
@@ -171,24 +206,37 @@ fn invalid(file: &str, text: &str, error: &toml::de::Error) -> Error {
     let (line, column) = error.span().map_or((1, 1), |s| position(text, s.start));
     let message = error.message().to_owned();
     let hint = if message.starts_with("missing field") {
-        Some(format!("`gemma-coreml recipes show {DEFAULT}` prints a whole recipe"))
+        Some(format!(
+            "`gemma-coreml recipes show {DEFAULT}` prints a whole recipe"
+        ))
     } else {
         None
     };
-    Error::Invalid { file: file.to_owned(), line, column, message, hint }
+    Error::Invalid {
+        file: file.to_owned(),
+        line,
+        column,
+        message,
+        hint,
+    }
 }
 
 /// Line and column, from 1, of a byte offset.
 fn position(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset).unwrap_or(text);
     let line_start = before.rfind('\n').map_or(0, |i| i + 1);
-    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+    (
+        before.matches('\n').count() + 1,
+        before[line_start..].chars().count() + 1,
+    )
 }
 
 /// Where a top-level field is set.
 fn field_position(text: &str, field: &str) -> (usize, usize) {
-    let line = text
-        .lines()
-        .position(|l| l.trim_start().strip_prefix(field).is_some_and(|rest| rest.trim_start().starts_with('=')));
+    let line = text.lines().position(|l| {
+        l.trim_start()
+            .strip_prefix(field)
+            .is_some_and(|rest| rest.trim_start().starts_with('='))
+    });
     (line.map_or(1, |i| i + 1), 1)
 }

@@ -47,7 +47,10 @@ impl Rule {
     /// # Errors
     /// When the pattern is not a regular expression.
     pub fn new(pattern: &str, scheme: Scheme) -> Result<Self> {
-        Ok(Self { pattern: Pattern::new(pattern)?, scheme })
+        Ok(Self {
+            pattern: Pattern::new(pattern)?,
+            scheme,
+        })
     }
 }
 
@@ -64,7 +67,13 @@ impl Pattern {
         Regex::new(pattern).map(Self).map_err(|e| Error::Pattern {
             pattern: pattern.to_owned(),
             // The parser's report draws the pattern over several lines; its last line is the reason.
-            message: e.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned(),
+            message: e
+                .to_string()
+                .lines()
+                .last()
+                .unwrap_or_default()
+                .trim_start_matches("error: ")
+                .to_owned(),
         })
     }
 
@@ -138,7 +147,10 @@ impl QuantRules {
     /// name to report.
     pub fn resolve(&self, recipe: &str, weights: &[Candidate<'_>]) -> Result<Vec<Choice>> {
         for rule in &self.rules {
-            if !weights.iter().any(|w| w.kind.is_quantizable() && rule.pattern.finds(w.name)) {
+            if !weights
+                .iter()
+                .any(|w| w.kind.is_quantizable() && rule.pattern.finds(w.name))
+            {
                 return Err(Error::RuleMatchesNothing {
                     recipe: recipe.to_owned(),
                     pattern: rule.pattern.as_str().to_owned(),
@@ -152,23 +164,46 @@ impl QuantRules {
 
     fn choose(&self, weight: &Candidate<'_>) -> Choice {
         if !weight.kind.is_quantizable() {
-            return Choice { scheme: Scheme::Fp16, reason: Reason::NotAProjection };
+            return Choice {
+                scheme: Scheme::Fp16,
+                reason: Reason::NotAProjection,
+            };
         }
-        if let Some(rule) = self.rules.iter().rev().find(|r| r.pattern.finds(weight.name)) {
-            return Choice { scheme: rule.scheme, reason: Reason::Rule(rule.pattern.as_str().to_owned()) };
+        if let Some(rule) = self
+            .rules
+            .iter()
+            .rev()
+            .find(|r| r.pattern.finds(weight.name))
+        {
+            return Choice {
+                scheme: rule.scheme,
+                reason: Reason::Rule(rule.pattern.as_str().to_owned()),
+            };
         }
         if weight.elements <= self.threshold {
-            return Choice { scheme: Scheme::Fp16, reason: Reason::Threshold(self.threshold) };
+            return Choice {
+                scheme: Scheme::Fp16,
+                reason: Reason::Threshold(self.threshold),
+            };
         }
-        Choice { scheme: self.default, reason: Reason::Default }
+        Choice {
+            scheme: self.default,
+            reason: Reason::Default,
+        }
     }
 }
 
 fn nothing_hint(pattern: &Pattern, weights: &[Candidate<'_>]) -> String {
     if let Some(w) = weights.iter().find(|w| pattern.finds(w.name)) {
-        return format!("it finds only norms and scalars such as `{}`, which stay fp16", w.name);
+        return format!(
+            "it finds only norms and scalars such as `{}`, which stay fp16",
+            w.name
+        );
     }
-    let example = weights.iter().find(|w| w.kind.is_quantizable()).map_or("layers.0.mlp.up_proj.weight", |w| w.name);
+    let example = weights
+        .iter()
+        .find(|w| w.kind.is_quantizable())
+        .map_or("layers.0.mlp.up_proj.weight", |w| w.name);
     format!("it is searched in tensor names without prefix, such as `{example}`")
 }
 

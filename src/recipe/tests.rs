@@ -36,7 +36,15 @@ fn every_file_of_recipes_is_built_in_under_its_name() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
     let mut files: Vec<String> = std::fs::read_dir(dir)
         .unwrap()
-        .map(|f| f.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
+        .map(|f| {
+            f.unwrap()
+                .path()
+                .file_stem()
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned()
+        })
         .collect();
     files.sort();
     let recipes = Recipe::list().unwrap();
@@ -53,12 +61,27 @@ fn every_file_of_recipes_is_built_in_under_its_name() {
 #[test]
 fn the_default_is_what_ships() {
     let recipe = Recipe::load(DEFAULT).unwrap();
-    assert_eq!(recipe.quantize.default, Scheme::Palette { nbits: 4, group: Grouping::Channels(32) });
-    assert_eq!(recipe.quantize.otherwise, Some(Scheme::Palette { nbits: 4, group: Grouping::Tensor }));
+    assert_eq!(
+        recipe.quantize.default,
+        Scheme::Palette {
+            nbits: 4,
+            group: Grouping::Channels(32)
+        }
+    );
+    assert_eq!(
+        recipe.quantize.otherwise,
+        Some(Scheme::Palette {
+            nbits: 4,
+            group: Grouping::Tensor
+        })
+    );
     assert_eq!(recipe.quantize.threshold, 2048);
     assert_eq!(recipe.quantize.tables, TableScheme::RowsInt8);
     assert!(!recipe.compat);
-    assert_eq!(Recipe::load("swa4-fp16").unwrap().quantize.default, Scheme::Fp16);
+    assert_eq!(
+        Recipe::load("swa4-fp16").unwrap().quantize.default,
+        Scheme::Fp16
+    );
 }
 
 #[test]
@@ -70,8 +93,14 @@ fn a_path_is_read_and_a_name_is_not() {
     assert_eq!((recipe.name.as_str(), recipe.context), ("mine", Some(256)));
     assert_eq!(recipe.source, GOOD);
     let unknown = Recipe::load("swa5").unwrap_err().to_string();
-    assert!(unknown.starts_with("no recipe `swa5`\nhint: built-in recipes are swa4-int4, swa4-fp16,"), "{unknown}");
-    assert!(matches!(Recipe::load("absent.toml"), Err(Error::Read { .. })));
+    assert!(
+        unknown.starts_with("no recipe `swa5`\nhint: built-in recipes are swa4-int4, swa4-fp16,"),
+        "{unknown}"
+    );
+    assert!(matches!(
+        Recipe::load("absent.toml"),
+        Err(Error::Read { .. })
+    ));
 }
 
 #[test]
@@ -87,17 +116,35 @@ fn contexts_come_from_caller_recipe_or_default() {
 #[test]
 fn errors_say_where_and_what() {
     let unknown = error_of(&GOOD.replace("context = 256", "contxt = 256"));
-    assert!(unknown.starts_with("mine.toml:8:1: unknown field `contxt`, expected one of"), "{unknown}");
+    assert!(
+        unknown.starts_with("mine.toml:8:1: unknown field `contxt`, expected one of"),
+        "{unknown}"
+    );
     let missing = error_of(&GOOD.replace("cache = \"shift\"\n", ""));
-    assert!(missing.contains("missing field `cache`\nhint: `gemma-coreml recipes show swa4-int4`"), "{missing}");
+    assert!(
+        missing.contains("missing field `cache`\nhint: `gemma-coreml recipes show swa4-int4`"),
+        "{missing}"
+    );
     let layout = error_of(&GOOD.replace("\"swa4\"", "\"swa9\""));
-    assert!(layout.starts_with("mine.toml:4:10: unknown variant `swa9`, expected `swa4`"), "{layout}");
+    assert!(
+        layout.starts_with("mine.toml:4:10: unknown variant `swa9`, expected `swa4`"),
+        "{layout}"
+    );
     let scheme = error_of(&GOOD.replace("palette3-g16", "palette5-g16"));
-    assert!(scheme.starts_with("mine.toml:11:11: ") && scheme.contains("palette5-g16"), "{scheme}");
+    assert!(
+        scheme.starts_with("mine.toml:11:11: ") && scheme.contains("palette5-g16"),
+        "{scheme}"
+    );
     let pattern = error_of(&GOOD.replace("layers\\.0\\.", "layers(0"));
-    assert_eq!(pattern, "mine.toml:16:11: `layers(0` is not a regular expression: unclosed group");
+    assert_eq!(
+        pattern,
+        "mine.toml:16:11: `layers(0` is not a regular expression: unclosed group"
+    );
     let rule = error_of(&GOOD.replace("scheme = \"fp16\"", "shceme = \"fp16\""));
-    assert!(rule.starts_with("mine.toml:21:1: unknown field `shceme`"), "{rule}");
+    assert!(
+        rule.starts_with("mine.toml:21:1: unknown field `shceme`"),
+        "{rule}"
+    );
     let syntax = error_of(&GOOD.replace("status = ", "status "));
     assert!(syntax.starts_with("mine.toml:3:"), "{syntax}");
     let kind = error_of(&GOOD.replace("threshold = 100", "threshold = \"100\""));
@@ -107,11 +154,31 @@ fn errors_say_where_and_what() {
 #[test]
 fn values_beyond_types_are_checked() {
     for (from, to, expected) in [
-        ("context = 256", "context = 0", "mine.toml:8:1: context 0: expected at least 1 token"),
-        ("[\"decode\"]", "[]", "mine.toml:7:1: functions is empty: expected at least \"decode\""),
-        ("[\"decode\"]", "[\"decode\", \"decode\"]", "mine.toml:7:1: function decode is listed twice"),
-        ("\"mine\"", "\"a b\"", "mine.toml:1:1: name `a b`: expected letters, digits, `-`, `_`, `.`"),
-        ("\"a test\"", "\"\"", "mine.toml:2:1: description: expected one line of text"),
+        (
+            "context = 256",
+            "context = 0",
+            "mine.toml:8:1: context 0: expected at least 1 token",
+        ),
+        (
+            "[\"decode\"]",
+            "[]",
+            "mine.toml:7:1: functions is empty: expected at least \"decode\"",
+        ),
+        (
+            "[\"decode\"]",
+            "[\"decode\", \"decode\"]",
+            "mine.toml:7:1: function decode is listed twice",
+        ),
+        (
+            "\"mine\"",
+            "\"a b\"",
+            "mine.toml:1:1: name `a b`: expected letters, digits, `-`, `_`, `.`",
+        ),
+        (
+            "\"a test\"",
+            "\"\"",
+            "mine.toml:2:1: description: expected one line of text",
+        ),
     ] {
         assert_eq!(error_of(&GOOD.replace(from, to)), expected);
     }
@@ -122,12 +189,20 @@ fn candidates() -> Vec<Candidate<'static>> {
         ("layers.0.input_layernorm.weight", 5000, WeightKind::Norm),
         ("layers.0.mlp.up_proj.weight", 5000, WeightKind::Projection),
         ("layers.0.layer_scalar", 1, WeightKind::Scalar),
-        ("layers.0.self_attn.k_proj.weight", 5000, WeightKind::Projection),
+        (
+            "layers.0.self_attn.k_proj.weight",
+            5000,
+            WeightKind::Projection,
+        ),
         ("layers.1.mlp.up_proj.weight", 101, WeightKind::Projection),
         ("layers.1.mlp.down_proj.weight", 100, WeightKind::Projection),
         ("embed_tokens.weight", 9000, WeightKind::Head),
     ]
-    .map(|(name, elements, kind)| Candidate { name, elements, kind })
+    .map(|(name, elements, kind)| Candidate {
+        name,
+        elements,
+        kind,
+    })
     .to_vec()
 }
 
@@ -158,7 +233,9 @@ fn the_last_matching_rule_wins() {
 #[test]
 fn a_rule_overrides_the_threshold() {
     let mut rules = Recipe::parse("mine.toml", GOOD).unwrap().quantize;
-    rules.rules.push(Rule::new("down_proj", "int8-channel".parse().unwrap()).unwrap());
+    rules
+        .rules
+        .push(Rule::new("down_proj", "int8-channel".parse().unwrap()).unwrap());
     let chosen = rules.resolve("mine", &candidates()).unwrap();
     assert_eq!(chosen[5].scheme, Scheme::Int8Channel);
 }
@@ -166,16 +243,26 @@ fn a_rule_overrides_the_threshold() {
 #[test]
 fn a_rule_that_matches_nothing_is_an_error() {
     let mut rules = Recipe::parse("mine.toml", GOOD).unwrap().quantize;
-    rules.rules.push(Rule::new("layers\\.7\\.", Scheme::Fp16).unwrap());
+    rules
+        .rules
+        .push(Rule::new("layers\\.7\\.", Scheme::Fp16).unwrap());
     assert_eq!(
-        rules.resolve("mine", &candidates()).unwrap_err().to_string(),
+        rules
+            .resolve("mine", &candidates())
+            .unwrap_err()
+            .to_string(),
         "recipe `mine`: rule `layers\\.7\\.` = fp16 matches no weight\nhint: it is searched in tensor names without \
          prefix, such as `layers.0.mlp.up_proj.weight`"
     );
     rules.rules.pop();
-    rules.rules.push(Rule::new("layernorm", Scheme::Int8Channel).unwrap());
+    rules
+        .rules
+        .push(Rule::new("layernorm", Scheme::Int8Channel).unwrap());
     assert_eq!(
-        rules.resolve("mine", &candidates()).unwrap_err().to_string(),
+        rules
+            .resolve("mine", &candidates())
+            .unwrap_err()
+            .to_string(),
         "recipe `mine`: rule `layernorm` = int8-channel matches no weight\nhint: it finds only norms and scalars such as \
          `layers.0.input_layernorm.weight`, which stay fp16"
     );

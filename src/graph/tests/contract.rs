@@ -4,9 +4,22 @@ use super::*;
 
 fn ranges(plan: &ModelPlan) -> Vec<(usize, usize)> {
     let specs = split::chunks(plan, Layout::Swa4).unwrap();
-    assert!(specs.iter().enumerate().all(|(i, s)| s.name == format!("chunk{}", i + 1)));
-    assert!(specs.iter().enumerate().all(|(i, s)| s.first == (i == 0) && s.last == (i == 3)));
-    specs.iter().map(|s| (s.layers.start, s.layers.end)).collect()
+    assert!(
+        specs
+            .iter()
+            .enumerate()
+            .all(|(i, s)| s.name == format!("chunk{}", i + 1))
+    );
+    assert!(
+        specs
+            .iter()
+            .enumerate()
+            .all(|(i, s)| s.first == (i == 0) && s.last == (i == 3))
+    );
+    specs
+        .iter()
+        .map(|s| (s.layers.start, s.layers.end))
+        .collect()
 }
 
 #[test]
@@ -17,8 +30,14 @@ fn boundaries_are_the_published_ones() {
 
 #[test]
 fn boundaries_without_sharing_are_even() {
-    assert_eq!(ranges(&dense_12b()), [(0, 12), (12, 24), (24, 36), (36, 48)]);
-    assert_eq!(ranges(&small(&"sf".repeat(3), 0)), [(0, 2), (2, 3), (3, 5), (5, 6)]);
+    assert_eq!(
+        ranges(&dense_12b()),
+        [(0, 12), (12, 24), (24, 36), (36, 48)]
+    );
+    assert_eq!(
+        ranges(&small(&"sf".repeat(3), 0)),
+        [(0, 2), (2, 3), (3, 5), (5, 6)]
+    );
     assert_eq!(ranges(&small("sssf", 0)), [(0, 1), (1, 2), (2, 3), (3, 4)]);
 }
 
@@ -110,12 +129,22 @@ fn e2b_sharing_chunks() {
         "kv14_v fp16[1, 1, 2048, 512]",
     ];
     for graph in &graphs[2..] {
-        assert_eq!(inputs(main_of(graph)), with(e2b_common("per_layer_combined"), &shared));
+        assert_eq!(
+            inputs(main_of(graph)),
+            with(e2b_common("per_layer_combined"), &shared)
+        );
     }
-    assert_eq!(outputs(main_of(&graphs[2])), ["hidden_states_out fp16[1, 1, 1536]"]);
+    assert_eq!(
+        outputs(main_of(&graphs[2])),
+        ["hidden_states_out fp16[1, 1, 1536]"]
+    );
     assert_eq!(
         outputs(main_of(&graphs[3])),
-        ["token_id int32[1]", "token_logit fp16[1]", "hidden_states_out fp16[1, 1, 1536]"]
+        [
+            "token_id int32[1]",
+            "token_logit fp16[1]",
+            "hidden_states_out fp16[1, 1, 1536]"
+        ]
     );
 }
 
@@ -138,7 +167,10 @@ fn e4b_chunks_have_two_kv_heads() {
             "kv14_v fp16[1, 2, 512, 512]",
         ]
     );
-    assert_eq!(inputs(main_of(&graphs[3]))[9], "kv13_k fp16[1, 2, 512, 256]");
+    assert_eq!(
+        inputs(main_of(&graphs[3]))[9],
+        "kv13_k fp16[1, 2, 512, 256]"
+    );
 }
 
 #[test]
@@ -170,7 +202,11 @@ fn dense_chunks_own_their_caches() {
             "V_full_out fp16[2, 1, 4096, 512]",
         ];
         let head = ["token_id int32[1]", "token_logit fp16[1]"];
-        let head = if graph.name == "chunk4" { head.as_slice() } else { &[] };
+        let head = if graph.name == "chunk4" {
+            head.as_slice()
+        } else {
+            &[]
+        };
         let expected = with(Vec::new(), head);
         let expected = with(expected, &["hidden_states_out fp16[1, 1, 3840]"]);
         assert_eq!(outputs(f), with(expected, &caches));
@@ -182,13 +218,22 @@ fn a_kind_without_layers_passes_one_slot_through() {
     // Own layers: s s | s f, so chunk1 has no full layer.
     let graphs = swa4(&small("sssfsf", 2), 32);
     let c1 = main_of(&graphs[0]);
-    assert_eq!(inputs(c1)[9..], [
-        "K_sliding_in fp16[2, 2, 8, 32]",
-        "V_sliding_in fp16[2, 2, 8, 32]",
-        "K_full_in fp16[1, 2, 32, 32]",
-        "V_full_in fp16[1, 2, 32, 32]",
-    ]);
-    assert_eq!(outputs(c1)[3..5], ["K_full_out fp16[1, 2, 32, 32]", "V_full_out fp16[1, 2, 32, 32]"]);
+    assert_eq!(
+        inputs(c1)[9..],
+        [
+            "K_sliding_in fp16[2, 2, 8, 32]",
+            "V_sliding_in fp16[2, 2, 8, 32]",
+            "K_full_in fp16[1, 2, 32, 32]",
+            "V_full_in fp16[1, 2, 32, 32]",
+        ]
+    );
+    assert_eq!(
+        outputs(c1)[3..5],
+        [
+            "K_full_out fp16[1, 2, 32, 32]",
+            "V_full_out fp16[1, 2, 32, 32]"
+        ]
+    );
     for (output, input) in [("K_full_out", "K_full_in"), ("V_full_out", "V_full_in")] {
         let op = c1.ops.iter().find(|op| op.outputs[0].0 == output).unwrap();
         assert_eq!(op.op_type.name(), "identity");
@@ -196,7 +241,10 @@ fn a_kind_without_layers_passes_one_slot_through() {
     }
     // Own layers: f f | f f, all sharing layers full: no sliding layer anywhere, and kv13 is the empty slot.
     let graphs = swa4(&small("ffffff", 2), 32);
-    assert_eq!(inputs(main_of(&graphs[1]))[9], "K_sliding_in fp16[1, 2, 8, 32]");
+    assert_eq!(
+        inputs(main_of(&graphs[1]))[9],
+        "K_sliding_in fp16[1, 2, 8, 32]"
+    );
     assert_eq!(outputs(main_of(&graphs[1]))[5], "kv13_k fp16[1, 2, 8, 16]");
     assert_eq!(inputs(main_of(&graphs[2]))[9], "kv13_k fp16[1, 2, 8, 16]");
 }
@@ -205,9 +253,12 @@ fn a_kind_without_layers_passes_one_slot_through() {
 fn a_context_shorter_than_the_window_keeps_the_window() {
     let graphs = swa4(&small("sssfsf", 2), 4);
     let c1 = inputs(main_of(&graphs[0]));
-    assert_eq!(c1[1..4], [
-        "causal_mask_full fp16[1, 1, 1, 4]",
-        "causal_mask_sliding fp16[1, 1, 1, 8]",
-        "update_mask fp16[1, 1, 4, 1]",
-    ]);
+    assert_eq!(
+        c1[1..4],
+        [
+            "causal_mask_full fp16[1, 1, 1, 4]",
+            "causal_mask_sliding fp16[1, 1, 1, 8]",
+            "update_mask fp16[1, 1, 4, 1]",
+        ]
+    );
 }

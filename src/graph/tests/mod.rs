@@ -16,7 +16,13 @@ use crate::mil::{Function, TensorType};
 fn plan(kinds: &str, fields: Value) -> ModelPlan {
     let types: Vec<_> = kinds
         .chars()
-        .map(|c| if c == 's' { "sliding_attention" } else { "full_attention" })
+        .map(|c| {
+            if c == 's' {
+                "sliding_attention"
+            } else {
+                "full_attention"
+            }
+        })
         .collect();
     let rope = json!({
         "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
@@ -81,7 +87,10 @@ fn small(kinds: &str, shared: usize) -> ModelPlan {
 
 fn swa4(plan: &ModelPlan, context: usize) -> Vec<ChunkGraph> {
     let specs = split::chunks(plan, Layout::Swa4).unwrap();
-    specs.iter().map(|s| build_chunk(plan, s, &GraphOptions::decode(context)).unwrap()).collect()
+    specs
+        .iter()
+        .map(|s| build_chunk(plan, s, &GraphOptions::decode(context)).unwrap())
+        .collect()
 }
 
 fn main_of(graph: &ChunkGraph) -> &Function {
@@ -94,7 +103,10 @@ fn inputs(f: &Function) -> Vec<String> {
 }
 
 fn outputs(f: &Function) -> Vec<String> {
-    f.outputs.iter().map(|name| feature(name, type_of(f, name))).collect()
+    f.outputs
+        .iter()
+        .map(|name| feature(name, type_of(f, name)))
+        .collect()
 }
 
 fn feature(name: &str, ty: &TensorType) -> String {
@@ -103,5 +115,9 @@ fn feature(name: &str, ty: &TensorType) -> String {
 
 fn type_of<'a>(f: &'a Function, name: &str) -> &'a TensorType {
     let values = f.ops.iter().flat_map(|op| &op.outputs);
-    values.filter(|(n, _)| n == name).map(|(_, ty)| ty).next().unwrap_or_else(|| panic!("no value `{name}`"))
+    values
+        .filter(|(n, _)| n == name)
+        .map(|(_, ty)| ty)
+        .next()
+        .unwrap_or_else(|| panic!("no value `{name}`"))
 }

@@ -12,11 +12,20 @@ fn check_weights(plan: &ModelPlan, context: usize) {
     let mut bound = BTreeMap::new();
     for graph in &graphs {
         for w in &graph.weights {
-            assert!(bound.insert(w.tensor.clone(), w.source_shape.clone()).is_none(), "{} is bound twice", w.tensor);
+            assert!(
+                bound
+                    .insert(w.tensor.clone(), w.source_shape.clone())
+                    .is_none(),
+                "{} is bound twice",
+                w.tensor
+            );
         }
     }
-    let needed: BTreeMap<_, _> =
-        plan.tensors().into_iter().filter(|(name, _)| name != "embed_tokens_per_layer.weight").collect();
+    let needed: BTreeMap<_, _> = plan
+        .tensors()
+        .into_iter()
+        .filter(|(name, _)| name != "embed_tokens_per_layer.weight")
+        .collect();
     assert_eq!(bound, needed);
 }
 
@@ -36,8 +45,14 @@ fn every_binding_is_a_weight_of_the_program() {
         bound.sort_by(|a, b| a.id.cmp(&b.id));
         assert_eq!(ids, bound, "{}", graph.name);
         for w in &graph.weights {
-            assert_eq!(w.layout.shape(&w.source_shape).as_ref(), Some(&w.konst.shape));
-            assert_eq!(w.konst.shape.iter().product::<usize>(), w.source_shape.iter().product::<usize>());
+            assert_eq!(
+                w.layout.shape(&w.source_shape).as_ref(),
+                Some(&w.konst.shape)
+            );
+            assert_eq!(
+                w.konst.shape.iter().product::<usize>(),
+                w.source_shape.iter().product::<usize>()
+            );
         }
     }
 }
@@ -45,15 +60,26 @@ fn every_binding_is_a_weight_of_the_program() {
 #[test]
 fn weights_are_in_canonical_order() {
     let graphs = swa4(&e2b(), 256);
-    let names = |g: &ChunkGraph| g.weights.iter().map(|w| w.tensor.clone()).collect::<Vec<_>>();
+    let names = |g: &ChunkGraph| {
+        g.weights
+            .iter()
+            .map(|w| w.tensor.clone())
+            .collect::<Vec<_>>()
+    };
     let first = names(&graphs[0]);
-    assert_eq!(first[..3], [
-        "per_layer_model_projection.weight",
-        "per_layer_projection_norm.weight",
-        "layers.0.input_layernorm.weight",
-    ]);
+    assert_eq!(
+        first[..3],
+        [
+            "per_layer_model_projection.weight",
+            "per_layer_projection_norm.weight",
+            "layers.0.input_layernorm.weight",
+        ]
+    );
     let last = names(&graphs[3]);
-    assert_eq!(last[last.len() - 2..], ["norm.weight", "embed_tokens.weight"]);
+    assert_eq!(
+        last[last.len() - 2..],
+        ["norm.weight", "embed_tokens.weight"]
+    );
     for graph in &graphs {
         let layers: Vec<usize> = names(graph)
             .iter()
@@ -70,16 +96,60 @@ fn weights_have_the_right_kind_and_layout() {
     let find = |tensor: &str| *all.iter().find(|w| w.tensor == tensor).unwrap();
     let check = |tensor: &str, kind, layout, shape: &[usize]| {
         let w = find(tensor);
-        assert_eq!((w.kind, w.layout, w.konst.shape.as_slice()), (kind, layout, shape), "{tensor}");
+        assert_eq!(
+            (w.kind, w.layout, w.konst.shape.as_slice()),
+            (kind, layout, shape),
+            "{tensor}"
+        );
     };
-    check("layers.4.self_attn.q_proj.weight", WeightKind::Projection, WeightLayout::Conv1x1, &[4096, 1536, 1, 1]);
-    check("layers.15.mlp.down_proj.weight", WeightKind::Projection, WeightLayout::Conv1x1, &[1536, 12288, 1, 1]);
-    check("per_layer_model_projection.weight", WeightKind::Projection, WeightLayout::Conv1x1, &[8960, 1536, 1, 1]);
-    check("per_layer_projection_norm.weight", WeightKind::Norm, WeightLayout::LastAxis4, &[1, 1, 1, 256]);
-    check("layers.4.self_attn.k_norm.weight", WeightKind::Norm, WeightLayout::LastAxis4, &[1, 1, 1, 512]);
-    check("layers.0.input_layernorm.weight", WeightKind::Norm, WeightLayout::Vector4, &[1, 1536, 1, 1]);
-    check("layers.0.layer_scalar", WeightKind::Scalar, WeightLayout::Vector4, &[1, 1, 1, 1]);
-    check("embed_tokens.weight", WeightKind::Head, WeightLayout::Conv1x1, &[262_144, 1536, 1, 1]);
+    check(
+        "layers.4.self_attn.q_proj.weight",
+        WeightKind::Projection,
+        WeightLayout::Conv1x1,
+        &[4096, 1536, 1, 1],
+    );
+    check(
+        "layers.15.mlp.down_proj.weight",
+        WeightKind::Projection,
+        WeightLayout::Conv1x1,
+        &[1536, 12288, 1, 1],
+    );
+    check(
+        "per_layer_model_projection.weight",
+        WeightKind::Projection,
+        WeightLayout::Conv1x1,
+        &[8960, 1536, 1, 1],
+    );
+    check(
+        "per_layer_projection_norm.weight",
+        WeightKind::Norm,
+        WeightLayout::LastAxis4,
+        &[1, 1, 1, 256],
+    );
+    check(
+        "layers.4.self_attn.k_norm.weight",
+        WeightKind::Norm,
+        WeightLayout::LastAxis4,
+        &[1, 1, 1, 512],
+    );
+    check(
+        "layers.0.input_layernorm.weight",
+        WeightKind::Norm,
+        WeightLayout::Vector4,
+        &[1, 1536, 1, 1],
+    );
+    check(
+        "layers.0.layer_scalar",
+        WeightKind::Scalar,
+        WeightLayout::Vector4,
+        &[1, 1, 1, 1],
+    );
+    check(
+        "embed_tokens.weight",
+        WeightKind::Head,
+        WeightLayout::Conv1x1,
+        &[262_144, 1536, 1, 1],
+    );
 }
 
 fn histogram(graph: &ChunkGraph) -> BTreeMap<&'static str, usize> {
@@ -100,7 +170,16 @@ fn op_counts_follow_from_the_layers() {
     assert_eq!(c1["conv"], 8 * 9 + 1);
     assert_eq!(c1["layer_norm"], 8 * 8 + 1);
     assert_eq!(c1["gelu"], 8 * 2);
-    assert_eq!((c1["matmul"], c1["reduce_max"], c1["exp"], c1["reduce_sum"], c1["real_div"]), (16, 8, 8, 8, 8));
+    assert_eq!(
+        (
+            c1["matmul"],
+            c1["reduce_max"],
+            c1["exp"],
+            c1["reduce_sum"],
+            c1["real_div"]
+        ),
+        (16, 8, 8, 8, 8)
+    );
     // Keys and values of the 7 sliding layers are padded from 256 to 512; the full layer needs none.
     assert_eq!(c1["pad"], 14);
     // chunk3: 10 sharing layers, without k and v.
@@ -132,7 +211,12 @@ fn values_have_bounded_rank_and_one_dtype() {
                 assert!(ty.shape.len() <= 5, "{name}");
                 let head = ["token_id", "bool"];
                 let attribute = op.value.is_some();
-                assert!(attribute || ty.dtype == crate::mil::DType::Fp16 || head.contains(&name.as_str()), "{name}");
+                assert!(
+                    attribute
+                        || ty.dtype == crate::mil::DType::Fp16
+                        || head.contains(&name.as_str()),
+                    "{name}"
+                );
             }
         }
     }
@@ -143,7 +227,11 @@ fn immediates_are_small() {
     for graph in swa4(&e2b(), 8192) {
         for op in &main_of(&graph).ops {
             if let Some(ConstValue::Immediate(_)) = &op.value {
-                assert!(op.outputs[0].1.shape.iter().product::<usize>() < 10, "{}", op.name);
+                assert!(
+                    op.outputs[0].1.shape.iter().product::<usize>() < 10,
+                    "{}",
+                    op.name
+                );
             }
         }
     }
@@ -152,7 +240,10 @@ fn immediates_are_small() {
 #[test]
 fn intermediates_keep_their_names() {
     let plan = e2b();
-    for (graph, spec) in swa4(&plan, 256).iter().zip(split::chunks(&plan, Layout::Swa4).unwrap()) {
+    for (graph, spec) in swa4(&plan, 256)
+        .iter()
+        .zip(split::chunks(&plan, Layout::Swa4).unwrap())
+    {
         let f = main_of(graph);
         for i in spec.layers {
             assert_eq!(type_of(f, &format!("layer_{i}_out")).shape, [1, 1536, 1, 1]);
@@ -184,20 +275,33 @@ fn the_same_plan_gives_the_same_program() {
 
 #[test]
 fn too_few_layers_are_refused() {
-    let refused = |kinds: &str, shared| split::chunks(&small(kinds, shared), Layout::Swa4).unwrap_err().to_string();
-    assert_eq!(refused("ssf", 0), "layout swa4 has 4 chunks: expected at least 4 layers, got 3");
+    let refused = |kinds: &str, shared| {
+        split::chunks(&small(kinds, shared), Layout::Swa4)
+            .unwrap_err()
+            .to_string()
+    };
+    assert_eq!(
+        refused("ssf", 0),
+        "layout swa4 has 4 chunks: expected at least 4 layers, got 3"
+    );
     assert_eq!(
         refused("fff", 2),
         "layout swa4 has 4 chunks: expected at least 2 layers with their own K/V, got 1"
     );
-    assert_eq!(refused("ssff", 1), "layout swa4 has 4 chunks: expected at least 2 layers that share K/V, got 1");
+    assert_eq!(
+        refused("ssff", 1),
+        "layout swa4 has 4 chunks: expected at least 2 layers that share K/V, got 1"
+    );
 }
 
 #[test]
 fn a_producer_in_the_first_chunk_is_refused() {
     // Own layers: s | f, cut in half: the sliding producer lies in chunk1, which hands nothing on.
     let error = split::chunks(&small("sfsf", 2), Layout::Swa4).unwrap_err();
-    assert!(matches!(error, Error::ProducerElsewhere { producer: 0, .. }));
+    assert!(matches!(
+        error,
+        Error::ProducerElsewhere { producer: 0, .. }
+    ));
     assert_eq!(
         error.to_string(),
         "layout swa4: the last own-KV sliding_attention layer is 0, in chunk1; expected in chunk2, which hands its K/V \
@@ -221,8 +325,16 @@ fn contexts_the_model_has_no_positions_for_are_refused() {
 #[test]
 fn a_sharing_layer_needs_its_source() {
     let plan = small("sssfsf", 2);
-    // Layers 1.. of which 0 is cut off do not matter, but a chunk that starts at the producer's successor does not own it.
-    let spec = ChunkSpec { name: "part".into(), layers: 3..6, first: false, last: true };
+    // Layer 4 shares with layer 2, which lies before the chunk, and no kv13 input is declared: the chunk owns layer 3.
+    let spec = ChunkSpec {
+        name: "part".into(),
+        layers: 3..6,
+        first: false,
+        last: true,
+    };
     let error = build_chunk(&plan, &spec, &GraphOptions::decode(16)).unwrap_err();
-    assert_eq!(error.to_string(), "layer 4 shares the K/V of layer 2, which is not available in its chunk");
+    assert_eq!(
+        error.to_string(),
+        "layer 4 shares the K/V of layer 2, which is not available in its chunk"
+    );
 }
