@@ -4,6 +4,7 @@ use super::config::BundleConfig;
 use super::error::{Error, Result};
 use super::open::Chunk;
 use crate::mil::{DType, TensorType};
+use crate::package::ReadFunction;
 use std::collections::BTreeMap;
 
 /// Inputs and outputs of a package's default function, in declaration order.
@@ -64,8 +65,19 @@ fn features(chunk: &Chunk) -> Result<Features> {
             .filter(|(_, _, state)| !state)
             .map(|(n, t, _)| (n.clone(), t.clone()))
             .collect(),
-        outputs: function.output_types().map(|(n, t)| (n.to_string(), t.clone())).collect(),
+        outputs: outputs_of(function),
     })
+}
+
+/// Outputs with the types that the ops declare for them.
+fn outputs_of(function: &ReadFunction) -> Vec<(String, TensorType)> {
+    let types: BTreeMap<&str, &TensorType> = function
+        .ops
+        .iter()
+        .flat_map(|op| op.outputs.iter().map(|(n, t)| (n.as_str(), t)))
+        .collect();
+    let typed = |n: &String| types.get(n.as_str()).map(|t| (n.clone(), (*t).clone()));
+    function.outputs.iter().filter_map(typed).collect()
 }
 
 /// The checks themselves, on names and types alone.

@@ -1,13 +1,13 @@
 //! From start to the final rename.
 
-use super::error::{Error, Fault, Result, disk_full};
+use super::error::{Error, Result, disk_full};
 use super::facts::Job;
 use super::journal::{Done, Journal};
 use super::report::{Report, Stages, peak_rss, totals};
 use super::resolve::{ResolvedChunk, resolve};
 use super::source::{Weights, tensor_record};
 use super::tables::{self, TableSpec};
-use super::{Options, facts};
+use super::Options;
 use crate::bundle::error::writing;
 use crate::bundle::provenance::{FileRecord, TensorRecord};
 use crate::bundle::staging::Staging;
@@ -114,7 +114,7 @@ impl Build<'_> {
         self.check_space(&units, &resumed)?;
         let total = units.iter().map(|(_, u)| self.elements(u)).sum();
         self.progress.begin("convert", total);
-        let built = units.iter().try_for_each(|(name, unit)| {
+        let built: Result<()> = units.iter().try_for_each(|(name, unit)| {
             if resumed.contains(name) {
                 self.progress.advance(self.elements(unit));
                 return Ok(());

@@ -40,7 +40,8 @@ pub struct ResolvedChunk {
 /// that does not fit unless the recipe says what to use `otherwise`.
 pub fn resolve(plan: &ModelPlan, recipe: &Recipe) -> Result<Vec<ResolvedChunk>> {
     let specs = split::chunks(plan, recipe.layout)?;
-    let bindings: Vec<Vec<WeightBinding>> = specs.iter().map(|s| chunk_weights(plan, s)).collect();
+    let bindings: Vec<Vec<WeightBinding>> =
+        specs.iter().map(|s| chunk_weights(plan, s)).collect::<std::result::Result<_, _>>()?;
     let candidates: Vec<Candidate<'_>> = bindings.iter().flatten().map(candidate).collect();
     let mut choices = recipe.quantize.resolve(&recipe.name, &candidates)?.into_iter();
     let mut chunks = Vec::with_capacity(specs.len());
