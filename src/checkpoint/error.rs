@@ -148,14 +148,6 @@ pub enum Error {
         /// The shard named.
         shard: String,
     },
-    /// A text tensor that the config does not account for.
-    #[error("tensor {tensor} is not part of the model that config.json describes\nhint: {hint}")]
-    UnexpectedTensor {
-        /// Name without prefix.
-        tensor: String,
-        /// What it may mean.
-        hint: String,
-    },
     /// A weight is NaN or infinite.
     #[error("tensor {tensor}: element {index} is {value}, expected a finite number")]
     NotFinite {

@@ -4,10 +4,14 @@
 //! [`rope`] makes the rotary tables. [`reference`] runs the decoder in f32 through candle, and is the reference for
 //! checkpoints without transformers output.
 
+mod error;
+mod layer;
 mod plan;
 pub mod reference;
 pub mod rope;
+mod weights;
 
 pub use crate::checkpoint::LayerKind;
+pub use error::{Error, Result};
 pub use plan::{HeadGeom, KvRole, LayerPlan, ModelPlan, Producers};
 pub use rope::RopeSpec;

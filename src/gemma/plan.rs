@@ -1,7 +1,10 @@
 //! Every layer of a model: its kind, its heads, whose K and V it reads, its MLP width, and the tensors it needs.
 
-use crate::checkpoint::{Checkpoint, Error, LayerKind, Result, TextConfig};
+use std::collections::BTreeSet;
 
+use crate::checkpoint::{Checkpoint, LayerKind, TextConfig};
+
+use super::error::{Error, Result};
 use super::rope::RopeSpec;
 
 /// Head geometry of one layer kind.
@@ -137,7 +140,10 @@ impl ModelPlan {
                 *slot += 1;
                 KvRole::Own { slot: *slot - 1 }
             } else {
-                let source = source.ok_or_else(|| no_source(index, kind))?;
+                let source = source.ok_or(Error::NoProducer {
+                    layer: index,
+                    kind: kind.hf_name(),
+                })?;
                 KvRole::Shared { source }
             };
             let double = config.use_double_wide_mlp && index >= first_shared;
@@ -283,8 +289,7 @@ impl ModelPlan {
         for (name, shape) in &needed {
             checkpoint.tensor(name, shape)?;
         }
-        let known: std::collections::BTreeSet<&str> =
-            needed.iter().map(|(n, _)| n.as_str()).collect();
+        let known: BTreeSet<&str> = needed.iter().map(|(n, _)| n.as_str()).collect();
         match checkpoint.names().find(|name| !known.contains(name)) {
             Some(name) => Err(Error::UnexpectedTensor {
                 tensor: name.to_string(),
@@ -294,14 +299,5 @@ impl ModelPlan {
             }),
             None => Ok(()),
         }
-    }
-}
-
-fn no_source(index: usize, kind: LayerKind) -> Error {
-    Error::InvalidField {
-        path: "config.json".into(),
-        field: "num_kv_shared_layers".into(),
-        expected: format!("a {} layer that owns K and V", kind.hf_name()),
-        got: format!("none for layer {index}"),
     }
 }

@@ -3,6 +3,8 @@
 //! Dim `i` pairs with `i + head_dim / 2`. The angle is `position * inv_freq[i]` in f32; sine and cosine are taken of that f32
 //! angle (`modeling_rope_utils.py`, `Gemma4TextRotaryEmbedding` in transformers 5.23).
 
+use std::ops::Range;
+
 use crate::checkpoint::{HeadConfig, RopeType};
 
 /// Frequencies of one layer kind.
@@ -65,10 +67,15 @@ pub fn inv_freq(spec: &RopeSpec) -> Vec<f32> {
 
 /// Cosines and sines of positions `0..rows`, each `[rows, head_dim]` row-major; the second half of a row repeats the first.
 pub fn table(spec: &RopeSpec, rows: usize) -> (Vec<f32>, Vec<f32>) {
+    rows_of(spec, 0..rows)
+}
+
+/// [`table`] for the given positions only.
+pub fn rows_of(spec: &RopeSpec, positions: Range<usize>) -> (Vec<f32>, Vec<f32>) {
     let freqs = inv_freq(spec);
-    let mut cos = Vec::with_capacity(rows * spec.head_dim);
-    let mut sin = Vec::with_capacity(rows * spec.head_dim);
-    for position in 0..rows {
+    let size = positions.len() * spec.head_dim;
+    let (mut cos, mut sin) = (Vec::with_capacity(size), Vec::with_capacity(size));
+    for position in positions {
         let angles = || freqs.iter().map(|f| f64::from(position as f32 * f));
         for _half in 0..2 {
             cos.extend(angles().map(|a| a.cos() as f32));

@@ -17,7 +17,7 @@ pub(super) fn attend(
     kv: &KeysValues,
 ) -> Result<Var> {
     let heads = e.plan.q_heads;
-    if layer.kv_heads == 0 || heads % layer.kv_heads != 0 {
+    if layer.kv_heads == 0 || !heads.is_multiple_of(layer.kv_heads) {
         return Err(Error::HeadGroups {
             layer: layer.index,
             query_heads: heads,
@@ -32,7 +32,7 @@ pub(super) fn attend(
     let out = match options.attention {
         AttentionForm::Standard => standard(e, &grouped, kv)?,
     };
-    e.to_stream(&out, heads * layer.head_dim)
+    e.as_stream(&out, heads * layer.head_dim)
 }
 
 /// All keys at once. The softmax is written in its parts; a masked score is -inf and its weight exactly 0, and at least

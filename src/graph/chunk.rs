@@ -62,11 +62,11 @@ fn decode(e: &mut Emitter<'_>, spec: &ChunkSpec, options: &GraphOptions) -> Resu
         e.fb.output("token_logit", &head.token_logit)?;
         hidden = head.hidden;
     }
-    let hidden = e.to_feature(&hidden, plan.hidden)?;
+    let hidden = e.as_feature(&hidden, plan.hidden)?;
     e.fb.output("hidden_states_out", &hidden)?;
     cache.outputs(e)?;
     if let (Some(combined), true, false) = (&inputs.per_layer, spec.first, spec.last) {
-        let combined = e.to_feature(combined, plan.layers.len() * plan.ple_dim)?;
+        let combined = e.as_feature(combined, plan.layers.len() * plan.ple_dim)?;
         e.fb.output("per_layer_combined_out", &combined)?;
     }
     Ok(())

@@ -110,17 +110,17 @@ impl<'a> Emitter<'a> {
     }
 
     /// A stream of one token `(1, heads * head_dim, 1, 1)` as heads `(1, heads, 1, head_dim)`.
-    pub fn to_heads(&mut self, x: &Var, heads: usize, head_dim: usize) -> Result<Var> {
+    pub fn as_heads(&mut self, x: &Var, heads: usize, head_dim: usize) -> Result<Var> {
         self.reshape(x, &[1, heads, 1, head_dim])
     }
 
     /// The elements of one token, in whatever shape, as a stream `(1, channels, 1, 1)`.
-    pub fn to_stream(&mut self, x: &Var, channels: usize) -> Result<Var> {
+    pub fn as_stream(&mut self, x: &Var, channels: usize) -> Result<Var> {
         self.reshape(x, &[1, channels, 1, 1])
     }
 
     /// A feature `(1, 1, channels)` of the package from a stream.
-    pub fn to_feature(&mut self, x: &Var, channels: usize) -> Result<Var> {
+    pub fn as_feature(&mut self, x: &Var, channels: usize) -> Result<Var> {
         self.reshape(x, &[1, 1, channels])
     }
 }

@@ -74,10 +74,10 @@ impl Inputs {
             sin: row("sin_f", ghd)?,
         };
 
-        let hidden = e.to_stream(&hidden, h)?;
+        let hidden = e.as_stream(&hidden, h)?;
         let per_layer = match per_layer {
             Some(raw) if spec.first => Some(combine_per_layer(e, &hidden, &raw)?),
-            Some(combined) => Some(e.to_stream(&combined, per_layer_width)?),
+            Some(combined) => Some(e.as_stream(&combined, per_layer_width)?),
             None => None,
         };
         Ok(Self {
@@ -100,13 +100,13 @@ fn combine_per_layer(e: &mut Emitter<'_>, hidden: &Var, raw: &Var) -> Result<Var
     let projected = e.linear(hidden, PLE_PROJECTION)?;
     let scale = e.fb.scalar_f16(e.plan.ple_projection_scale as f32)?;
     let scaled = e.fb.mul(&projected, &scale)?;
-    let by_layer = e.to_heads(&scaled, layers, d)?;
+    let by_layer = e.as_heads(&scaled, layers, d)?;
     let normed = e.rms_norm(&by_layer, NormAxis::Last, PLE_NORM)?;
-    let raw = e.to_heads(raw, layers, d)?;
+    let raw = e.as_heads(raw, layers, d)?;
     let sum = e.fb.add(&normed, &raw)?;
     let half = e.fb.scalar_f16(e.plan.ple_combine_scale as f32)?;
     let combined = e.fb.mul(&sum, &half)?;
-    let combined = e.to_stream(&combined, layers * d)?;
+    let combined = e.as_stream(&combined, layers * d)?;
     e.fb.pop_scope();
     Ok(combined)
 }

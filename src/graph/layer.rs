@@ -54,7 +54,7 @@ fn attention_block(
     let rope_row = inputs.rope(layer.kind);
 
     let q = e.layer_linear(&x, i, "self_attn.q_proj.weight")?;
-    let q = e.to_heads(&q, e.plan.q_heads, layer.head_dim)?;
+    let q = e.as_heads(&q, e.plan.q_heads, layer.head_dim)?;
     let q = e.rms_norm(
         &q,
         NormAxis::Last,
@@ -82,12 +82,12 @@ fn own_kv(
 ) -> Result<KeysValues> {
     let i = layer.index;
     let k = e.layer_linear(x, i, "self_attn.k_proj.weight")?;
-    let k = e.to_heads(&k, layer.kv_heads, layer.head_dim)?;
+    let k = e.as_heads(&k, layer.kv_heads, layer.head_dim)?;
     let v = if layer.k_eq_v {
         k.clone()
     } else {
         let v = e.layer_linear(x, i, "self_attn.v_proj.weight")?;
-        e.to_heads(&v, layer.kv_heads, layer.head_dim)?
+        e.as_heads(&v, layer.kv_heads, layer.head_dim)?
     };
     let k = e.rms_norm(
         &k,

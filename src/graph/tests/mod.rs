@@ -1,6 +1,7 @@
 //! Graphs against the bundle contract, literally.
 
 mod contract;
+mod family;
 mod structure;
 
 use std::path::Path;
@@ -14,6 +15,11 @@ use crate::mil::{Function, TensorType};
 
 /// A model of the family from its config.json; `kinds` holds one letter per layer, `s` or `f`.
 fn plan(kinds: &str, fields: Value) -> ModelPlan {
+    try_plan(kinds, fields).unwrap()
+}
+
+/// As [`plan`]; an error when a layer shares K/V that no layer of its kind has.
+fn try_plan(kinds: &str, fields: Value) -> crate::gemma::Result<ModelPlan> {
     let types: Vec<_> = kinds
         .chars()
         .map(|c| {
@@ -39,7 +45,7 @@ fn plan(kinds: &str, fields: Value) -> ModelPlan {
         config[key] = value.clone();
     }
     let bytes = serde_json::to_vec(&config).unwrap();
-    ModelPlan::new(&TextConfig::parse(Path::new("config.json"), &bytes).unwrap()).unwrap()
+    ModelPlan::new(&TextConfig::parse(Path::new("config.json"), &bytes).unwrap())
 }
 
 fn e2b() -> ModelPlan {
@@ -74,7 +80,11 @@ fn dense_12b() -> ModelPlan {
 
 /// A small model; `kinds` and the number of sharing layers decide what its chunks hold.
 fn small(kinds: &str, shared: usize) -> ModelPlan {
-    plan(
+    try_small(kinds, shared).unwrap()
+}
+
+fn try_small(kinds: &str, shared: usize) -> Option<ModelPlan> {
+    let plan = try_plan(
         kinds,
         json!({
             "vocab_size": 96, "vocab_size_per_layer_input": 96, "hidden_size": 64, "intermediate_size": 128,
@@ -82,7 +92,8 @@ fn small(kinds: &str, shared: usize) -> ModelPlan {
             "sliding_window": 8, "num_kv_shared_layers": shared, "hidden_size_per_layer_input": 8,
             "max_position_embeddings": 64,
         }),
-    )
+    );
+    plan.ok()
 }
 
 fn swa4(plan: &ModelPlan, context: usize) -> Vec<ChunkGraph> {

@@ -7,7 +7,7 @@ use crate::graph::{ChunkSpec, Error, WeightKind, WeightLayout};
 use crate::mil::ConstValue;
 
 /// Every tensor of the plan but the tables is bound once, with its shape, over all chunks.
-fn check_weights(plan: &ModelPlan, context: usize) {
+pub(super) fn check_weights(plan: &ModelPlan, context: usize) {
     let graphs = swa4(plan, context);
     let mut bound = BTreeMap::new();
     for graph in &graphs {
