@@ -77,6 +77,13 @@ pub enum Error {
     /// An index read at run time is out of range.
     #[error("op `{op}`: index {index} is out of range 0..{len}")]
     IndexRange { op: String, index: i64, len: usize },
+    /// A result whose shape depends on computed values has another shape than declared.
+    #[error("op `{op}`: expected a result of shape {expected:?}, got {got:?}")]
+    RunShape {
+        op: String,
+        expected: Vec<usize>,
+        got: Vec<usize>,
+    },
     /// Two chunks, or a chunk and the configuration, disagree.
     #[error("{what}: {left_name} has {left}, {right_name} has {right}")]
     Disagreement {

@@ -1,6 +1,7 @@
 //! Dense row-major tensors whose data is shared, so that a clone or a reshape copies nothing.
 
 use super::error::{Error, Result};
+use super::kernels::math::{is_f16, round_f16};
 use std::fmt;
 use std::sync::Arc;
 
@@ -170,6 +171,14 @@ impl Tensor {
                 expected: Kind::Bool,
                 got: other.kind(),
             }),
+        }
+    }
+
+    /// Rounds float elements to fp16, nearest even; other kinds are left. Returns how many finite values became infinite.
+    pub(crate) fn round_f16(&mut self) -> usize {
+        match &mut self.data {
+            Data::F32(v) if !is_f16(v) => round_f16(Arc::make_mut(v)),
+            _ => 0,
         }
     }
 
