@@ -12,6 +12,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// The package could not be opened or is inconsistent.
+    #[error(transparent)]
+    Package(#[from] crate::package::Error),
     /// The package has no such function.
     #[error("the package has no function `{name}`; it has: {available}")]
     UnknownFunction { name: String, available: String },
@@ -107,6 +110,9 @@ pub enum Error {
     /// All positions of the context are used; the last slot is never overwritten.
     #[error("the context of {context} tokens is full")]
     ContextFull { context: usize },
+    /// An earlier step failed half way, and the caches with it.
+    #[error("an earlier step failed; reset the decoder first")]
+    NeedsReset,
     /// An embedding or per-layer row could not be read.
     #[error("token row {token}")]
     TokenRow {

@@ -39,6 +39,8 @@ pub struct Model {
     /// One slot per value: constants always, others while they live.
     slots: Vec<Option<Tensor>>,
     states: Vec<Tensor>,
+    /// The states before the first run: zeros.
+    initial: Vec<Tensor>,
     pool: Pool,
     runs: u64,
     overflows: BTreeMap<usize, Overflow>,
@@ -78,9 +80,11 @@ impl Model {
             _ => None,
         });
         let states = plan.states.iter().map(|state| zeros(&state.ty));
+        let initial = states.collect::<Result<Vec<_>>>()?;
         Ok(Self {
             slots: slots.collect(),
-            states: states.collect::<Result<_>>()?,
+            states: initial.clone(),
+            initial,
             plan,
             precision,
             pool: Pool::default(),
@@ -125,12 +129,10 @@ impl Model {
     }
 
     /// Zeroes the states and forgets runs and overflows.
-    pub fn reset(&mut self) -> Result<()> {
-        let states = self.plan.states.iter().map(|state| zeros(&state.ty));
-        self.states = states.collect::<Result<_>>()?;
+    pub fn reset(&mut self) {
+        self.states.clone_from(&self.initial);
         self.runs = 0;
         self.overflows.clear();
-        Ok(())
     }
 
     /// Runs the function once. Errors: a missing or unknown input, one of another shape or kind, an index out of range.
@@ -224,7 +226,7 @@ impl Model {
             for &index in &step.inputs {
                 inputs.push(self.slots[index].as_ref().ok_or_else(|| undefined(index))?);
             }
-            let results = match &step.action {
+            let mut results = match &step.action {
                 Action::Compute(kernel) => kernel(&inputs, &mut self.pool)?,
                 Action::ReadState(state) => vec![self.states[*state].clone()],
                 Action::WriteState(state) => {
@@ -233,16 +235,18 @@ impl Model {
                 }
             };
             let round = self.precision == Precision::F16 && !moves_only(step.op_type);
-            for (&index, mut tensor) in step.outputs.iter().zip(results) {
+            for (&index, tensor) in step.outputs.iter().zip(&mut results) {
                 let value = &self.plan.values[index];
                 debug_assert_eq!(tensor.shape(), value.ty.shape, "{}", value.name);
                 if round && value.ty.dtype == DType::Fp16 {
                     // An infinity that an operand brought (a mask, say) is no overflow.
-                    let born = has_infinity(&tensor) && !inputs.iter().any(|t| has_infinity(t));
-                    let computed = if born { infinities(&tensor) } else { 0 };
+                    let born = has_infinity(tensor) && !inputs.iter().any(|t| has_infinity(t));
+                    let computed = if born { infinities(tensor) } else { 0 };
                     let count = tensor.round_f16() + computed;
                     note(&mut self.overflows, index, &step.op, &value.name, count, self.runs);
                 }
+            }
+            for (&index, tensor) in step.outputs.iter().zip(results) {
                 self.slots[index] = Some(tensor);
             }
             for &index in &step.dead {

@@ -264,7 +264,7 @@ impl Planner {
                     }
                 });
             }
-            bound.push((arg.clone(), indices));
+            bound.push(((*arg).to_owned(), indices));
         }
         Ok(bound)
     }
@@ -317,7 +317,9 @@ struct Stored(ReadValue);
 impl AsRef<[u8]> for Stored {
     fn as_ref(&self) -> &[u8] {
         match &self.0 {
-            ReadValue::Blob { .. } => self.0.blob_bytes(),
+            ReadValue::Blob {
+                file, offset, len, ..
+            } => &file[*offset..*offset + *len],
             ReadValue::Immediate(_) => &[],
         }
     }

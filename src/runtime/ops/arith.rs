@@ -6,8 +6,8 @@ use crate::runtime::error::Result;
 use crate::runtime::kernels::broadcast::{Plan, broadcast_shape, broadcast_strides};
 use crate::runtime::kernels::math::{erf, sigmoid};
 use crate::runtime::kernels::strided::{View, copy};
-use crate::runtime::tensor::{Data, Tensor};
-use std::sync::Arc;
+use crate::runtime::ops::for_each_kind;
+use crate::runtime::tensor::{Data, Element, Tensor};
 
 /// `add`, `sub`, `mul`, `real_div`, `maximum`, `minimum`, `pow`.
 pub(super) fn binary(mut args: OpArgs<'_>) -> Result<Compiled> {
@@ -138,33 +138,19 @@ pub(super) fn select(mut args: OpArgs<'_>) -> Result<Compiled> {
     let ty = TensorType::new(a.ty.dtype, &shape);
     args.one(ty, move |inputs, pool| {
         let cond = expand(inputs[0].shape(), inputs[0].as_bool()?, &shape);
-        let data = match (inputs[1].data(), inputs[2].data()) {
-            (Data::F32(a), Data::F32(b)) => {
-                let a = expand(inputs[1].shape(), a, &shape);
-                let b = expand(inputs[2].shape(), b, &shape);
-                let mut out = pool.floats(cond.len());
-                choose(&cond, &a, &b, &mut out);
-                Data::F32(Arc::new(out))
+        for_each_kind!(inputs[1].kind(), T => {
+            let a = expand(inputs[1].shape(), T::of(inputs[1])?, &shape);
+            let b = expand(inputs[2].shape(), T::of(inputs[2])?, &shape);
+            let mut out = T::buffer(pool, cond.len());
+            for (((o, &c), &a), &b) in out.iter_mut().zip(&*cond).zip(&*a).zip(&*b) {
+                *o = if c { a } else { b };
             }
-            (Data::I32(a), Data::I32(b)) => {
-                let a = expand(inputs[1].shape(), a, &shape);
-                let b = expand(inputs[2].shape(), b, &shape);
-                let mut out = vec![0; cond.len()];
-                choose(&cond, &a, &b, &mut out);
-                Data::I32(Arc::new(out))
-            }
-            _ => {
-                let a = expand(inputs[1].shape(), inputs[1].as_bool()?, &shape);
-                let b = expand(inputs[2].shape(), inputs[2].as_bool()?, &shape);
-                let mut out = vec![false; cond.len()];
-                choose(&cond, &a, &b, &mut out);
-                Data::Bool(Arc::new(out))
-            }
-        };
-        Tensor::new(&shape, data)
+            Tensor::new(&shape, T::data(out))
+        })
     })
 }
 
+/// `values` of `shape` repeated to `target`.
 fn expand<'a, T: Copy + Default>(
     shape: &[usize],
     values: &'a [T],
@@ -180,12 +166,6 @@ fn expand<'a, T: Copy + Default>(
     };
     copy(target, values, &from, &mut out, &View::dense(target));
     out.into()
-}
-
-fn choose<T: Copy>(cond: &[bool], a: &[T], b: &[T], out: &mut [T]) {
-    for (((o, &c), &a), &b) in out.iter_mut().zip(cond).zip(a).zip(b) {
-        *o = if c { a } else { b };
-    }
 }
 
 /// Conversion of the element type. Floats are cut toward zero and held to the range of i32; integers wrap around in

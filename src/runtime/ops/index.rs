@@ -7,7 +7,7 @@ use crate::runtime::kernels::axes::AxesLast;
 use crate::runtime::ops::for_each_kind;
 use crate::runtime::ops::norm::reduced_shape;
 use crate::runtime::packed::PackedWeight;
-use crate::runtime::tensor::Tensor;
+use crate::runtime::tensor::{Element, Tensor};
 use std::cmp::Ordering;
 use std::sync::Arc;
 
@@ -107,7 +107,7 @@ fn first(row: &[f32], a: i32, b: i32, ascending: bool) -> Ordering {
 fn checked(op: &str, indices: &[i32], len: usize) -> Result<()> {
     let bad = indices
         .iter()
-        .find(|&&i| usize::try_from(i).is_ok_and(|i| i < len) == false);
+        .find(|&&i| !usize::try_from(i).is_ok_and(|i| i < len));
     match bad {
         None => Ok(()),
         Some(&index) => Err(Error::IndexRange {
@@ -156,8 +156,9 @@ pub(super) fn gather(mut args: OpArgs<'_>) -> Result<Compiled> {
     args.one(ty, move |inputs, pool| {
         let indices = inputs[indices.at].as_i32()?;
         checked(&op, indices, len)?;
-        let data = for_each_kind!(inputs[x.at].data(), pool, values, new => {
-            let mut out = new(shape.iter().product());
+        for_each_kind!(inputs[x.at].kind(), T => {
+            let values = T::of(inputs[x.at])?;
+            let mut out = T::buffer(pool, shape.iter().product());
             let mut runs = out.chunks_exact_mut(inner.max(1));
             for (b, indices) in indices.chunks(per_batch.max(1)).enumerate() {
                 for o in 0..outer {
@@ -169,9 +170,8 @@ pub(super) fn gather(mut args: OpArgs<'_>) -> Result<Compiled> {
                     }
                 }
             }
-            out
-        });
-        Tensor::new(&shape, data)
+            Tensor::new(&shape, T::data(out))
+        })
     })
 }
 
@@ -210,14 +210,14 @@ pub(super) fn gather_along_axis(mut args: OpArgs<'_>) -> Result<Compiled> {
     args.one(TensorType::new(x.ty.dtype, &shape), move |inputs, pool| {
         let indices = inputs[1].as_i32()?;
         checked(&op, indices, len)?;
-        let data = for_each_kind!(inputs[0].data(), pool, values, new => {
-            let mut out = new(indices.len());
+        for_each_kind!(inputs[0].kind(), T => {
+            let values = T::of(inputs[0])?;
+            let mut out = T::buffer(pool, indices.len());
             for (at, (o, &i)) in out.iter_mut().zip(indices).enumerate() {
                 let outer = at / inner / picks;
                 *o = values[(outer * len + i as usize) * inner + at % inner];
             }
-            out
-        });
-        Tensor::new(&shape, data)
+            Tensor::new(&shape, T::data(out))
+        })
     })
 }

@@ -81,29 +81,23 @@ pub(crate) fn moves_only(op_type: OpType) -> bool {
     )
 }
 
-/// Runs `$body` for the elements of a tensor's data, whatever they are, as a slice `$slice`; `$body` gives a `Vec` of the
-/// same element type, which becomes the data of the result.
+/// Evaluates `$body` with `$element` the element type of tensors of a kind.
 macro_rules! for_each_kind {
-    ($data:expr, $pool:expr, $slice:ident, $new:ident => $body:expr) => {{
-        use crate::runtime::tensor::Data;
-        use std::sync::Arc;
-        match $data {
-            Data::F32(values) => {
-                let $slice: &[f32] = values;
-                let mut $new = |n: usize| $pool.floats(n);
-                Data::F32(Arc::new($body))
+    ($kind:expr, $element:ident => $body:expr) => {
+        match $kind {
+            crate::runtime::tensor::Kind::Float => {
+                type $element = f32;
+                $body
             }
-            Data::I32(values) => {
-                let $slice: &[i32] = values;
-                let mut $new = |n: usize| vec![0i32; n];
-                Data::I32(Arc::new($body))
+            crate::runtime::tensor::Kind::Int => {
+                type $element = i32;
+                $body
             }
-            Data::Bool(values) => {
-                let $slice: &[bool] = values;
-                let mut $new = |n: usize| vec![false; n];
-                Data::Bool(Arc::new($body))
+            crate::runtime::tensor::Kind::Bool => {
+                type $element = bool;
+                $body
             }
         }
-    }};
+    };
 }
 pub(crate) use for_each_kind;

@@ -6,7 +6,7 @@ use crate::runtime::error::Result;
 use crate::runtime::kernels::strided::{View, copy};
 use crate::runtime::ops::for_each_kind;
 use crate::runtime::pool::Pool;
-use crate::runtime::tensor::{Tensor, strides};
+use crate::runtime::tensor::{Element, Tensor, strides};
 
 /// The same value.
 pub(super) fn identity(mut args: OpArgs<'_>) -> Result<Compiled> {
@@ -85,12 +85,11 @@ pub(super) fn squeeze(mut args: OpArgs<'_>) -> Result<Compiled> {
 
 /// A strided copy of `x` into a new tensor of `shape`, read through `view` as `loops`.
 fn strided(x: &Tensor, pool: &mut Pool, loops: &[usize], view: &View, shape: &[usize]) -> Result<Tensor> {
-    let data = for_each_kind!(x.data(), pool, values, new => {
-        let mut out = new(shape.iter().product());
-        copy(loops, values, view, &mut out, &View::dense(loops));
-        out
-    });
-    Tensor::new(shape, data)
+    for_each_kind!(x.kind(), T => {
+        let mut out = T::buffer(pool, shape.iter().product());
+        copy(loops, T::of(x)?, view, &mut out, &View::dense(loops));
+        Tensor::new(shape, T::data(out))
+    })
 }
 
 /// `transpose`.
@@ -184,45 +183,14 @@ pub(super) fn concat(mut args: OpArgs<'_>) -> Result<Compiled> {
         })
         .collect();
     args.one(TensorType::new(first.dtype, &shape), move |inputs, pool| {
-        let mut parts = inputs.iter().zip(&shapes).zip(&targets);
-        let data = for_each_kind!(inputs[0].data(), pool, _values, new => {
-            let mut out = new(shape.iter().product());
-            for ((input, part), target) in &mut parts {
-                let values = part_of(_values, input)?;
-                copy(part, values, &View::dense(part), &mut out, target);
+        for_each_kind!(inputs[0].kind(), T => {
+            let mut out = T::buffer(pool, shape.iter().product());
+            for ((input, part), target) in inputs.iter().zip(&shapes).zip(&targets) {
+                copy(part, T::of(input)?, &View::dense(part), &mut out, target);
             }
-            out
-        });
-        Tensor::new(&shape, data)
+            Tensor::new(&shape, T::data(out))
+        })
     })
-}
-
-/// The elements of a tensor as those of the type of `_like`.
-fn part_of<'a, T: Element>(_like: &[T], tensor: &'a Tensor) -> Result<&'a [T]> {
-    T::of(tensor)
-}
-
-/// An element type of tensors.
-trait Element: Copy {
-    fn of(tensor: &Tensor) -> Result<&[Self]>;
-}
-
-impl Element for f32 {
-    fn of(tensor: &Tensor) -> Result<&[f32]> {
-        tensor.as_f32()
-    }
-}
-
-impl Element for i32 {
-    fn of(tensor: &Tensor) -> Result<&[i32]> {
-        tensor.as_i32()
-    }
-}
-
-impl Element for bool {
-    fn of(tensor: &Tensor) -> Result<&[bool]> {
-        tensor.as_bool()
-    }
 }
 
 /// `split` by `split_sizes`, or evenly by `num_splits`.

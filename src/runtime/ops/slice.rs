@@ -5,7 +5,7 @@ use crate::runtime::args::{Compiled, Derived, OpArgs, Operand};
 use crate::runtime::error::{Error, Result};
 use crate::runtime::kernels::strided::{View, copy};
 use crate::runtime::ops::for_each_kind;
-use crate::runtime::tensor::Tensor;
+use crate::runtime::tensor::{Element, Tensor};
 
 /// The constant part of a slice.
 struct Spec {
@@ -154,12 +154,11 @@ fn wide(tensor: &Tensor) -> Result<Vec<i64>> {
 }
 
 fn sliced(x: &Tensor, pool: &mut crate::runtime::pool::Pool, at: &Resolved) -> Result<Tensor> {
-    let data = for_each_kind!(x.data(), pool, values, new => {
-        let mut out = new(at.full.iter().product());
-        copy(&at.full, values, &at.view, &mut out, &View::dense(&at.full));
-        out
-    });
-    Tensor::new(&at.squeezed, data)
+    for_each_kind!(x.kind(), T => {
+        let mut out = T::buffer(pool, at.full.iter().product());
+        copy(&at.full, T::of(x)?, &at.view, &mut out, &View::dense(&at.full));
+        Tensor::new(&at.squeezed, T::data(out))
+    })
 }
 
 /// `slice_by_index`.
@@ -270,31 +269,12 @@ pub(super) fn update(mut args: OpArgs<'_>) -> Result<Compiled> {
                 got: at.squeezed,
             });
         }
-        use crate::runtime::tensor::Data;
-        let dense = View::dense(&at.full);
-        let data = for_each_kind!(inputs[0].data(), pool, values, new => {
-            let mut out = new(values.len());
+        for_each_kind!(inputs[0].kind(), T => {
+            let values = T::of(inputs[0])?;
+            let mut out = T::buffer(pool, values.len());
             out.copy_from_slice(values);
-            out
-        });
-        let data = match (data, update.data()) {
-            (Data::F32(mut out), Data::F32(new)) => {
-                let target = std::sync::Arc::make_mut(&mut out);
-                copy(&at.full, new, &dense, target, &at.view);
-                Data::F32(out)
-            }
-            (Data::I32(mut out), Data::I32(new)) => {
-                let target = std::sync::Arc::make_mut(&mut out);
-                copy(&at.full, new, &dense, target, &at.view);
-                Data::I32(out)
-            }
-            (Data::Bool(mut out), Data::Bool(new)) => {
-                let target = std::sync::Arc::make_mut(&mut out);
-                copy(&at.full, new, &dense, target, &at.view);
-                Data::Bool(out)
-            }
-            (data, _) => data,
-        };
-        Tensor::new(inputs[0].shape(), data)
+            copy(&at.full, T::of(update)?, &View::dense(&at.full), &mut out, &at.view);
+            Tensor::new(inputs[0].shape(), T::data(out))
+        })
     })
 }
