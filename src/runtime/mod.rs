@@ -12,6 +12,7 @@
 mod chain;
 mod decode;
 mod error;
+pub mod generate;
 pub mod sampling;
 mod tensor;
 
