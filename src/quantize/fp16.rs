@@ -30,6 +30,16 @@ pub fn narrow(from: &[f32], to: &mut [f16]) -> Result<()> {
     }
 }
 
+/// The fp16 nearest to a finite `x` within fp16 range, ties to even. `half`'s own conversions from f64
+/// round twice or drop the low bits, depending on the CPU.
+pub(super) fn nearest(x: f64) -> f16 {
+    // Exponent of the last fp16 place: 10 below that of x, at least the subnormals' -24.
+    let exponent = ((x.to_bits() >> 52 & 0x7ff) as i64 - 1023).max(-14) - 10;
+    let power = |e: i64| f64::from_bits(((1023 + e) as u64) << 52);
+    let whole = (x * power(-exponent)).round_ties_even();
+    f16::from_f64(whole * power(exponent))
+}
+
 /// Position of the first NaN or infinity.
 pub(super) fn first_not_finite(values: &[f16]) -> Option<usize> {
     const BLOCK: usize = 1024;
@@ -55,6 +65,28 @@ mod tests {
         narrow(&from, &mut to).unwrap();
         let bits: Vec<u16> = to.iter().map(|v| v.to_bits()).collect();
         assert_eq!(bits, [0x6800, 0x6802, 1, 0, 0x8000, 0x7bff]);
+    }
+
+    #[test]
+    fn f64_rounds_once() {
+        let ulp = 2f64.powi(-10);
+        for (x, bits) in [
+            (1.0 + ulp / 2.0, 0x3c00),
+            (1.0 + ulp / 2.0 + 2f64.powi(-52), 0x3c01),
+            (1.0 + 1.5 * ulp - 2f64.powi(-52), 0x3c01),
+            (1.0 + 1.5 * ulp, 0x3c02),
+            (2.0 - 2f64.powi(-52), 0x4000),
+            (-2f64.powi(-25), 0x8000),
+            (-2f64.powi(-25) * (1.0 + 2f64.powi(-52)), 0x8001),
+            (2f64.powi(-14) - 2f64.powi(-40), 0x0400),
+            (0.0, 0),
+            (65504.0, 0x7bff),
+        ] {
+            assert_eq!(nearest(x).to_bits(), bits, "{x:e}");
+        }
+        for bits in (0..=u16::MAX).filter(|b| f16::from_bits(*b).is_finite()) {
+            assert_eq!(nearest(f16::from_bits(bits).to_f64()).to_bits(), bits);
+        }
     }
 
     #[test]

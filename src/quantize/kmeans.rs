@@ -283,3 +283,165 @@ fn splice(fewer: &[u32], more: &[u32], k: usize, ends: &mut Vec<u32>) {
     ends.extend_from_slice(&more[..link + ahead]);
     ends.extend_from_slice(&fewer[link..]);
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The optimum by trying every last cluster of every prefix.
+    fn brute_force(values: &[f64], weights: &[f64], k: usize) -> f64 {
+        let n = values.len();
+        let cost = |l: usize, r: usize| objective(&values[l..r], &weights[l..r], &[(r - l) as u32]);
+        let link: Vec<Vec<f64>> = (0..n)
+            .map(|l| {
+                (0..=n)
+                    .map(|r| if r > l { cost(l, r) } else { f64::INFINITY })
+                    .collect()
+            })
+            .collect();
+        let mut best: Vec<f64> = (0..=n)
+            .map(|r| if r == 0 { 0.0 } else { f64::INFINITY })
+            .collect();
+        for _ in 0..k.min(n) {
+            best = (0..=n)
+                .map(|r| {
+                    (0..r)
+                        .map(|l| best[l] + link[l][r])
+                        .fold(f64::INFINITY, f64::min)
+                })
+                .collect();
+        }
+        best[n]
+    }
+
+    fn solved(values: &[f64], weights: &[f64], k: usize) -> f64 {
+        let mut solver = Solver::default();
+        let ends = solver.solve(values, weights, k);
+        assert_eq!(ends.len(), k.min(values.len()));
+        assert_eq!(ends.last(), Some(&(values.len() as u32)));
+        assert!(ends.windows(2).all(|p| p[0] < p[1]));
+        objective(values, weights, ends)
+    }
+
+    /// What rounding of a sum of a few hundred squares may cost.
+    const ROUNDING: f64 = 1e-11;
+
+    fn assert_optimal(values: &[f64], weights: &[f64], k: usize, tolerance: f64) {
+        let (got, best) = (solved(values, weights, k), brute_force(values, weights, k));
+        assert!(
+            got <= best * (1.0 + tolerance),
+            "k {k}: {got:e} above {best:e}"
+        );
+        assert!(
+            best <= got * (1.0 + ROUNDING),
+            "k {k}: brute force {best:e} above {got:e}"
+        );
+    }
+
+    #[test]
+    fn equal_steps_tie_at_every_count() {
+        // Every path with the same cluster sizes costs the same: the chord always ties.
+        for n in [5usize, 16, 37] {
+            let values: Vec<f64> = (0..n).map(|i| i as f64 * 0.25 - 3.0).collect();
+            for k in 1..=n + 1 {
+                assert_optimal(&values, &vec![2.0; n], k, ROUNDING);
+            }
+        }
+    }
+
+    #[test]
+    fn far_outliers_do_not_blur_the_rest() {
+        // The squares span 2^80, far beyond f64's 53 bits: the sums must go wide.
+        let step = 2f64.powi(-24);
+        let mut values: Vec<f64> = (0..60)
+            .map(|i| f64::from(i * i % 61 + 61 * i) * step)
+            .collect();
+        values.extend([60_000.0, 60_032.0, 65_504.0]);
+        values.sort_by(f64::total_cmp);
+        let weights: Vec<f64> = (0..values.len()).map(|i| (1 + i % 5) as f64).collect();
+        for k in [2, 3, 4, 7, 20, 50, 62] {
+            assert_optimal(&values, &weights, k, COST_TOLERANCE);
+        }
+        let far: Vec<f64> = (0..200).map(|i| 1024.0 + f64::from(i)).collect();
+        for k in [2, 16, 64, 190] {
+            assert_optimal(&far, &vec![1.0; far.len()], k, COST_TOLERANCE);
+        }
+    }
+
+    #[test]
+    fn importance_of_any_scale() {
+        let values: Vec<f64> = (0..80).map(|i| f64::from(i) * 0.01 - 0.3).collect();
+        for scale in [1e-30, 1.0, 1e30] {
+            let weights: Vec<f64> = (0..80)
+                .map(|i| scale * (1.0 + f64::from(i * 7 % 11)))
+                .collect();
+            for k in [2, 5, 16, 64] {
+                assert_optimal(&values, &weights, k, COST_TOLERANCE);
+            }
+        }
+    }
+
+    #[test]
+    fn centroids_of_a_known_case() {
+        let palette = optimal_palette(&[1.0, 2.0, 10.0, 12.0], &[3.0, 1.0, 1.0, 1.0], 2).unwrap();
+        assert_eq!(palette, [1.25, 11.0]);
+        assert_eq!(
+            optimal_palette(&[1.0, 2.0], &[1.0, 1.0], 5).unwrap(),
+            [1.0, 2.0]
+        );
+    }
+
+    #[test]
+    fn bad_bins_are_named() {
+        let wrong =
+            |values: &[f64], weights: &[f64]| optimal_palette(values, weights, 2).unwrap_err();
+        assert_eq!(wrong(&[1.0, 1.0], &[1.0; 2]), Error::Bin { index: 1 });
+        assert_eq!(wrong(&[1.0, f64::NAN], &[1.0; 2]), Error::Bin { index: 1 });
+        assert_eq!(wrong(&[1.0, 2.0], &[0.0, 1.0]), Error::Bin { index: 0 });
+        assert!(matches!(wrong(&[1.0], &[]), Error::Length { .. }));
+        assert_eq!(wrong(&[], &[]), Error::Empty);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+
+        /// Integer grids (full of ties) and weights: the cost is that of the brute force.
+        #[test]
+        fn small_inputs_are_optimal(
+            steps in prop::collection::vec(1u32..6, 1..40),
+            counts in prop::collection::vec(1u32..9, 40),
+            k in 1usize..40,
+        ) {
+            let mut at = 0.0;
+            let values: Vec<f64> = steps.iter().map(|s| { at += f64::from(*s); at }).collect();
+            let weights: Vec<f64> = counts[..values.len()].iter().map(|c| f64::from(*c)).collect();
+            assert_optimal(&values, &weights, k, ROUNDING);
+        }
+
+        /// fp16 values of every magnitude, real weights.
+        #[test]
+        fn fp16_inputs_are_optimal(
+            bits in prop::collection::btree_set(0u16..0x7c00, 1..60),
+            weights in prop::collection::vec(1e-3f64..10.0, 60),
+            k in 1usize..60,
+        ) {
+            let values: Vec<f64> = bits.iter().map(|b| half::f16::from_bits(*b).to_f64()).collect();
+            assert_optimal(&values, &weights[..values.len()], k, COST_TOLERANCE);
+        }
+
+        /// More values than one leaf of the divide and conquer, Gaussian-like counts.
+        #[test]
+        fn larger_inputs_are_optimal(
+            noise in prop::collection::vec(0.5f64..1.5, 150..220),
+            k in 2usize..60,
+        ) {
+            let n = noise.len() as f64;
+            let values: Vec<f64> = (0..noise.len()).map(|i| i as f64 / n - 0.5).collect();
+            let weights: Vec<f64> =
+                values.iter().zip(&noise).map(|(x, e)| (100.0 * e / (1.0 + 40.0 * x * x)).ceil()).collect();
+            assert_optimal(&values, &weights, k, ROUNDING);
+        }
+    }
+}

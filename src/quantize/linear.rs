@@ -57,3 +57,42 @@ fn quantize(weights: &[f16], levels: i8, out: &mut [i8]) -> Result<f16> {
     }
     Ok(scale)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outside_what_coremltools_can() {
+        let mut out = [0; 3];
+        let row = [60000.0, -29008.0, 0.0].map(f16::from_f32);
+        let scale = quantize_int8_channel(&row, &mut out).unwrap();
+        assert_eq!((scale.to_f32(), out), (472.5, [127, -61, 0]));
+        assert_eq!(
+            quantize_int4_block(&[f16::ZERO; 3], &mut out),
+            Ok(f16::ZERO)
+        );
+        assert_eq!(out, [0; 3]);
+        let bad = [f16::ONE, f16::ONE, f16::NAN];
+        let error = quantize_int8_channel(&bad, &mut out).unwrap_err();
+        assert!(
+            matches!(error, Error::NotFinite { index: 2, .. }),
+            "{error}"
+        );
+        assert!(quantize_int8_channel(&row, &mut out[1..]).is_err());
+    }
+
+    #[test]
+    fn errors_are_against_what_the_reader_computes() {
+        let row = [1.0, 0.4].map(f16::from_f32);
+        let mut out = [0; 2];
+        let scale = quantize_int4_block(&row, &mut out).unwrap();
+        assert_eq!(out, [7, 3]);
+        let mut stats = ErrorStats::default();
+        add_errors(&row, &out, scale, &mut stats);
+        let stored = |q: f32| f16::from_f32(q * scale.to_f32()).to_f64();
+        let (a, b) = (1.0 - stored(7.0), row[1].to_f64() - stored(3.0));
+        assert_eq!(stats.sse, a * a + b * b);
+        assert_eq!(stats.n, 2);
+    }
+}

@@ -4,6 +4,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use super::error::{Error, Result};
+use super::fp16::nearest;
 use super::histogram::{Bins, Histogram};
 use super::kmeans::{Solver, clusters, mean};
 use super::scheme::PALETTE_BITS;
@@ -112,7 +113,7 @@ impl Scratch {
         let bins = kept.as_ref().unwrap_or(&self.bins);
         let ends = self.solver.solve(&bins.values, &bins.weights, size);
         let mut entries: Vec<f16> = clusters(ends)
-            .map(|c| f16::from_f64(mean(&bins.values[c.clone()], &bins.weights[c])))
+            .map(|c| nearest(mean(&bins.values[c.clone()], &bins.weights[c])))
             .collect();
         let used = entries.len();
         entries.resize(size, f16::ZERO);
@@ -175,4 +176,193 @@ pub fn palettize_group(
     let result = scratch.fit(nbits)?;
     scratch.assign(group, indices)?;
     Ok(result)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn palettize(group: &[f16], nbits: u8, importance: Option<&[f32]>) -> (GroupResult, Vec<u8>) {
+        let mut indices = vec![0xff; group.len()];
+        let mut scratch = Scratch::new();
+        let result = palettize_group(group, nbits, importance, &mut scratch, &mut indices);
+        (result.unwrap(), indices)
+    }
+
+    fn f16s(values: &[f32]) -> Vec<f16> {
+        values.iter().map(|v| f16::from_f32(*v)).collect()
+    }
+
+    fn entries(result: &GroupResult) -> Vec<f32> {
+        result.lut.entries().iter().map(|v| v.to_f32()).collect()
+    }
+
+    #[test]
+    fn fewer_values_than_entries_are_kept_as_they_are() {
+        let group = f16s(&[0.5, -0.0, 0.0, -1.0, 0.5, 5.96e-8]);
+        let (result, indices) = palettize(&group, 3, None);
+        assert_eq!(
+            entries(&result),
+            [-1.0, 0.0, 5.9604645e-8, 0.5, 0.0, 0.0, 0.0, 0.0]
+        );
+        assert_eq!(result.lut.used(), 4);
+        assert_eq!(indices, [3, 1, 1, 0, 3, 2]);
+        assert_eq!(result.stats.sse, 0.0);
+        assert_eq!(result.stats.n, 6);
+        assert_eq!(result.stats.sqnr_db(), f64::INFINITY);
+    }
+
+    #[test]
+    fn one_value_fills_one_entry() {
+        for value in [0.0, -0.0, 0.02, -65504.0, 5.96e-8] {
+            let (result, indices) = palettize(&f16s(&[value; 40]), 4, None);
+            assert_eq!(result.lut.used(), 1);
+            assert_eq!(result.lut.entries()[0], f16::from_f32(value));
+            assert_eq!(indices, [0; 40]);
+        }
+    }
+
+    #[test]
+    fn a_tie_goes_to_the_lower_index() {
+        // Optimal clusters are {-3, -1} and {1, 3} with 0 in either; entries round to ±2.
+        let (result, indices) = palettize(&f16s(&[-3.0, -2.0, -1.0, 1.0, 2.0, 3.0]), 1, None);
+        assert_eq!(entries(&result), [-2.0, 2.0]);
+        assert_eq!(indices, [0, 0, 0, 1, 1, 1]);
+        let mut group = vec![f16::from_f32(-2.0); 5000];
+        group.extend(vec![f16::from_f32(2.0); 5000]);
+        group.push(f16::ZERO);
+        let (result, indices) = palettize(&group, 1, None);
+        assert_eq!(entries(&result), [-2.0, 2.0]);
+        assert_eq!(indices[10_000], 0);
+    }
+
+    #[test]
+    fn values_without_importance_do_not_pull() {
+        let group = f16s(&[1.0, 2.0, 8.0, 9.0, 100.0, 200.0]);
+        let importance = [1.0, 3.0, 1.0, 1.0, 0.0, 0.0];
+        let (result, indices) = palettize(&group, 1, Some(&importance));
+        assert_eq!(entries(&result), [1.75, 8.5]);
+        assert_eq!(indices, [0, 0, 1, 1, 1, 1]);
+        assert_eq!(result.weighted_sse, 0.75 * 0.75 + 3.0 * 0.0625 + 0.5);
+        assert_eq!(result.stats.n, 6);
+        assert!(result.stats.sse > 1000.0);
+        let (none, _) = palettize(&group, 1, Some(&[0.0]));
+        let (plain, _) = palettize(&group, 1, None);
+        assert_eq!(none.lut, plain.lut);
+        assert_eq!(none.weighted_sse, 0.0);
+    }
+
+    #[test]
+    fn bad_input_is_named() {
+        let mut scratch = Scratch::new();
+        let mut run = |group: &[f16], nbits, importance: Option<&[f32]>| {
+            let mut indices = vec![0; group.len()];
+            palettize_group(group, nbits, importance, &mut scratch, &mut indices).unwrap_err()
+        };
+        let good = f16s(&[1.0, 2.0, 3.0, 4.0]);
+        let mut bad = good.clone();
+        bad[2] = f16::NEG_INFINITY;
+        let error = run(&bad, 4, None);
+        assert!(
+            matches!(error, Error::NotFinite { index: 2, .. }),
+            "{error}"
+        );
+        bad[1] = f16::NAN;
+        let error = run(&bad, 4, Some(&[1.0, 1.0]));
+        assert!(
+            matches!(error, Error::NotFinite { index: 1, .. }),
+            "{error}"
+        );
+        assert_eq!(run(&[], 4, None), Error::Empty);
+        assert_eq!(run(&good, 5, None), Error::Bits { nbits: 5 });
+        assert!(matches!(
+            run(&good, 4, Some(&[1.0; 3])),
+            Error::Length { .. }
+        ));
+        assert!(matches!(run(&good, 4, Some(&[])), Error::Length { .. }));
+        let error = run(&good, 4, Some(&[1.0, -1.0]));
+        assert!(
+            matches!(error, Error::Importance { index: 1, .. }),
+            "{error}"
+        );
+        let result = palettize_group(&good, 4, None, &mut scratch, &mut [0; 3]);
+        assert!(matches!(result, Err(Error::Length { .. })));
+        // Nothing of the failures is left behind.
+        let mut indices = [0; 4];
+        let result = palettize_group(&good, 4, None, &mut scratch, &mut indices).unwrap();
+        assert_eq!(result, palettize(&good, 4, None).0);
+    }
+
+    #[test]
+    fn weighted_and_unweighted_do_not_mix() {
+        let mut histogram = Histogram::new();
+        histogram.add(&f16s(&[1.0])).unwrap();
+        let error = histogram.add_weighted(&f16s(&[1.0]), &[1.0]).unwrap_err();
+        assert_eq!(error, Error::MixedImportance);
+        assert_eq!(histogram.total(), 0);
+    }
+
+    proptest! {
+        /// Every element is at its nearest entry (the lower of two), entries ascend, the error is the
+        /// sum it says it is, tiles give the same as the whole, and more bits are never worse.
+        #[test]
+        fn indices_are_nearest_and_errors_add_up(
+            raw in prop::collection::vec(any::<u16>(), 1..400),
+            coarse in 0u32..14,
+            used in prop::collection::vec(0f32..4.0, 1..400),
+            weigh in any::<bool>(),
+        ) {
+            let group: Vec<f16> = raw
+                .iter()
+                .map(|b| f16::from_bits(b >> coarse << coarse))
+                .filter(|v| v.is_finite())
+                .collect();
+            prop_assume!(!group.is_empty());
+            let importance = &used[..used.len().min(group.len())];
+            let importance = (weigh && group.len() % importance.len() == 0).then_some(importance);
+            let mut scratch = Scratch::new();
+            let mut indices = vec![0; group.len()];
+            let mut last = f64::INFINITY;
+            let largest = group.iter().fold(0f64, |m, v| m.max(v.to_f64().abs()));
+            let weight_of = |i: usize| importance.map_or(1.0, |w| f64::from(w[i % w.len()]));
+            let total: f64 = (0..group.len()).map(weight_of).sum();
+            for nbits in PALETTE_BITS {
+                let result =
+                    palettize_group(&group, nbits, importance, &mut scratch, &mut indices).unwrap();
+                let table = &result.lut.entries()[..result.lut.used()];
+                prop_assert_eq!(result.lut.entries().len(), 1 << nbits);
+                prop_assert!(table.windows(2).all(|p| p[0] < p[1]));
+                prop_assert!(result.lut.entries()[table.len()..].iter().all(|v| v.to_bits() == 0));
+                let (mut sse, mut weighted) = (0.0, 0.0);
+                for (i, (x, &index)) in group.iter().zip(&indices).enumerate() {
+                    let x = x.to_f64();
+                    let distance = |e: &f16| (x - e.to_f64()).abs();
+                    let at = distance(&table[usize::from(index)]);
+                    let nearest = table.iter().position(|e| distance(e) <= at);
+                    prop_assert_eq!(nearest, Some(usize::from(index)));
+                    sse += at * at;
+                    weighted += weight_of(i) * at * at;
+                }
+                prop_assert!((result.stats.sse - sse).abs() <= 1e-9 * sse);
+                prop_assert!((result.weighted_sse - weighted).abs() <= 1e-9 * weighted);
+                // Rounding moves an entry by half a place, which costs that much of every element.
+                let place = largest * 2f64.powi(-11) + 2f64.powi(-25);
+                prop_assert!(result.weighted_sse <= (last + place * place * total) * (1.0 + 1e-9));
+                last = result.weighted_sse;
+                if importance.is_none() {
+                    for tile in group.chunks(7) {
+                        scratch.histogram.add(tile).unwrap();
+                    }
+                    prop_assert_eq!(&scratch.fit(nbits).unwrap(), &result);
+                    let mut tiles = vec![0; group.len()];
+                    for (tile, out) in group.chunks(7).zip(tiles.chunks_mut(7)) {
+                        scratch.assign(tile, out).unwrap();
+                    }
+                    prop_assert_eq!(&tiles, &indices);
+                }
+            }
+        }
+    }
 }
