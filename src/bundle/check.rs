@@ -4,7 +4,6 @@ use super::config::BundleConfig;
 use super::error::{Error, Result};
 use super::open::Chunk;
 use crate::mil::{DType, TensorType};
-use crate::package::ReadFunction;
 use std::collections::BTreeMap;
 
 /// Inputs and outputs of a package's default function, in declaration order.
@@ -62,22 +61,15 @@ fn features(chunk: &Chunk) -> Result<Features> {
         inputs: function
             .inputs
             .iter()
-            .filter(|(_, _, state)| !state)
-            .map(|(n, t, _)| (n.clone(), t.clone()))
+            .filter(|input| !input.is_state)
+            .map(|input| (input.name.clone(), input.ty.clone()))
             .collect(),
-        outputs: outputs_of(function),
+        outputs: function
+            .outputs
+            .iter()
+            .filter_map(|n| function.type_of(n).map(|t| (n.clone(), t.clone())))
+            .collect(),
     })
-}
-
-/// Outputs with the types that the ops declare for them.
-fn outputs_of(function: &ReadFunction) -> Vec<(String, TensorType)> {
-    let types: BTreeMap<&str, &TensorType> = function
-        .ops
-        .iter()
-        .flat_map(|op| op.outputs.iter().map(|(n, t)| (n.as_str(), t)))
-        .collect();
-    let typed = |n: &String| types.get(n.as_str()).map(|t| (n.clone(), (*t).clone()));
-    function.outputs.iter().filter_map(typed).collect()
 }
 
 /// The checks themselves, on names and types alone.

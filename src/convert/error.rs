@@ -11,6 +11,9 @@ pub enum Error {
     /// The checkpoint cannot be read, or holds something it should not.
     #[error(transparent)]
     Checkpoint(#[from] crate::checkpoint::Error),
+    /// The checkpoint is not the model that its config describes.
+    #[error(transparent)]
+    Model(crate::gemma::Error),
     /// The recipe is wrong, or a rule of it matches nothing.
     #[error(transparent)]
     Recipe(#[from] crate::recipe::Error),
@@ -91,6 +94,15 @@ pub enum Error {
         /// The system's reason.
         reason: String,
     },
+}
+
+impl From<crate::gemma::Error> for Error {
+    fn from(e: crate::gemma::Error) -> Self {
+        match e {
+            crate::gemma::Error::Checkpoint(e) => Self::Checkpoint(e),
+            other => Self::Model(other),
+        }
+    }
 }
 
 /// Who can do something about an error; the command line's exit codes follow from it.
