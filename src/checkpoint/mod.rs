@@ -9,11 +9,13 @@
 //! V weights that google's files carry for layers that share K and V, are passed over and counted.
 
 mod chat;
+mod clock;
 mod config;
 mod error;
 mod fields;
 mod header;
 mod hub;
+mod python_json;
 mod store;
 mod tensor;
 mod tokenizer;

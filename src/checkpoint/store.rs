@@ -14,8 +14,10 @@ use super::fields::{Fields, read_json, shorten};
 use super::header;
 use super::tensor::{StoredDType, TensorView};
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+/// Name of unsharded weights.
+pub(super) const SINGLE: &str = "model.safetensors";
+/// Name of the shard index.
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// Files beside config and weights that a converted model keeps.
 const TOKEN_FILES: [&str; 5] = [
     "tokenizer.json",
@@ -366,6 +368,11 @@ pub(super) fn shard_names(index: &Path) -> Result<Vec<String>> {
     let index = Index::read(index.to_path_buf())?;
     let names: std::collections::BTreeSet<String> = index.files.into_values().collect();
     Ok(names.into_iter().collect())
+}
+
+/// Whether every weight file of a snapshot is there.
+pub(super) fn has_weights(dir: &Path) -> bool {
+    weight_files(dir).is_ok()
 }
 
 /// The weight files of a snapshot: `model.safetensors`, or the shards of its index.
