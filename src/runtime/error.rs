@@ -113,6 +113,9 @@ pub enum Error {
     /// An earlier step failed half way, and the caches with it.
     #[error("an earlier step failed; reset the decoder first")]
     NeedsReset,
+    /// Nothing to feed.
+    #[error("the prompt has no tokens")]
+    EmptyPrompt,
     /// An embedding or per-layer row could not be read.
     #[error("token row {token}")]
     TokenRow {

@@ -18,6 +18,7 @@ mod args;
 mod chain;
 mod decode;
 mod error;
+pub mod generate;
 mod kernels;
 mod model;
 mod ops;
