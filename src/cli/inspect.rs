@@ -47,7 +47,10 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     if of_package {
         return Err(Failure::new(
             Code::Usage,
-            format!("{}: --ops, --weights and --mil are for packages and bundles", path.display()),
+            format!(
+                "{}: --ops, --weights and --mil are for packages and bundles",
+                path.display()
+            ),
         ));
     }
     if path.is_dir() && path.join("config.json").is_file() {
@@ -91,7 +94,12 @@ fn checkpoint(path: &Path, console: &Console) -> Result<()> {
     let names: Vec<&str> = checkpoint.names().collect();
     let rows: Vec<(String, Vec<usize>)> = names
         .iter()
-        .map(|n| (n.to_string(), checkpoint.shape(n).unwrap_or_default().to_vec()))
+        .map(|n| {
+            (
+                n.to_string(),
+                checkpoint.shape(n).unwrap_or_default().to_vec(),
+            )
+        })
         .collect();
     let passed = checkpoint.passed_over();
     if console.json() {

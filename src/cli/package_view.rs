@@ -13,7 +13,14 @@ use crate::package::{Binding, Package, ReadFunction, ReadOp, ReadValue};
 const PRINTED_ELEMENTS: usize = 16;
 
 /// Header of [`summary_row`].
-pub const SUMMARY: [&str; 6] = ["package", ">functions", ">ops", ">weights", ">weight bytes", "default"];
+pub const SUMMARY: [&str; 6] = [
+    "package",
+    ">functions",
+    ">ops",
+    ">weights",
+    ">weight bytes",
+    "default",
+];
 
 /// One line about a package.
 pub fn summary_row(name: &str, package: &Package) -> Vec<String> {
@@ -50,7 +57,11 @@ pub fn summary_text(package: &Package) -> String {
         }
         for output in &function.outputs {
             let ty = function.type_of(output).map(ToString::to_string);
-            rows.push(vec!["output".into(), output.clone(), ty.unwrap_or_default()]);
+            rows.push(vec![
+                "output".into(),
+                output.clone(),
+                ty.unwrap_or_default(),
+            ]);
         }
         text.push_str(&table(&["feature", "name", "type"], &rows));
     }
@@ -259,7 +270,12 @@ fn op_text(op: &ReadOp) -> String {
     if let Some(value) = &op.value {
         args.push(format!("val = {}", value_text(value)));
     }
-    format!("{} = {}({});", outputs.join(", "), op.op_type.name(), args.join(", "))
+    format!(
+        "{} = {}({});",
+        outputs.join(", "),
+        op.op_type.name(),
+        args.join(", ")
+    )
 }
 
 fn binding_text(binding: &Binding) -> String {

@@ -16,7 +16,9 @@ use crate::evaluate::parity::{
 };
 use crate::evaluate::reference_file::ReferenceFile;
 use crate::evaluate::text::{TextReport, evaluate_text};
-use crate::evaluate::{is_unquantized, BundleSubject, ReferenceSubject, RowSource, Subject, Trace, subject};
+use crate::evaluate::{
+    BundleSubject, ReferenceSubject, RowSource, Subject, Trace, is_unquantized, subject,
+};
 use crate::progress::Progress;
 use crate::runtime::Precision;
 
@@ -275,7 +277,10 @@ fn over_text(args: &Args, console: &Console, bundle: &Arc<Bundle>, text: &Path) 
     check_ids(&ids, bundle.config().vocab_size)?;
     let rows = row_source(args.exact_tables.as_deref(), console)?;
     let checkpoint = open_model(&args.reference, console)?;
-    console.begin(&format!("running {} tokens through both models", ids.len()), 0);
+    console.begin(
+        &format!("running {} tokens through both models", ids.len()),
+        0,
+    );
     let mut reference = ReferenceSubject::load(&checkpoint).or_invalid()?;
     let mut model = BundleSubject::open(
         bundle,
@@ -321,7 +326,10 @@ fn print_text(r: &TextReport, console: &Console) -> Result<()> {
         ),
         row(
             "NLL difference",
-            format!("{:.6} ± {:.6} nats", r.nll_difference, r.nll_difference_stderr),
+            format!(
+                "{:.6} ± {:.6} nats",
+                r.nll_difference, r.nll_difference_stderr
+            ),
         ),
     ];
     console.print(&table(&["figure", ">value"], &rows))
@@ -340,8 +348,17 @@ fn print(report: &Report, console: &Console) -> Result<()> {
         rows.push(comparison_row("tables alone", c));
     }
     let header = [
-        "rows", ">steps", ">cosine mean", ">cosine min", ">states mean", ">states min", ">KL mean", ">KL p99",
-        ">max diff", ">top-1", ">greedy",
+        "rows",
+        ">steps",
+        ">cosine mean",
+        ">cosine min",
+        ">states mean",
+        ">states min",
+        ">KL mean",
+        ">KL p99",
+        ">max diff",
+        ">top-1",
+        ">greedy",
     ];
     console.print(&table(&header, &rows))?;
     console.line(&match report.gate {
@@ -350,7 +367,11 @@ fn print(report: &Report, console: &Console) -> Result<()> {
             "gate: mean {} min {}: {}",
             g.mean,
             g.min,
-            if report.failures.is_empty() { "passed" } else { "failed" }
+            if report.failures.is_empty() {
+                "passed"
+            } else {
+                "failed"
+            }
         ),
     })
 }
@@ -359,7 +380,10 @@ fn comparison_row(name: &str, c: &Comparison) -> Vec<String> {
     let l = &c.logits;
     let (states_mean, states_min) = match &c.states {
         None => ("-".into(), "-".into()),
-        Some(s) => (format!("{:.7}", s.cosine_mean), format!("{:.7}", s.cosine_min)),
+        Some(s) => (
+            format!("{:.7}", s.cosine_mean),
+            format!("{:.7}", s.cosine_min),
+        ),
     };
     let greedy: Vec<String> = c
         .greedy
@@ -377,6 +401,10 @@ fn comparison_row(name: &str, c: &Comparison) -> Vec<String> {
         format!("{:.2e}", l.kl_p99),
         format!("{:.2e}", l.max_abs_diff),
         format!("{:.4}", l.top1_agreement),
-        if greedy.is_empty() { "-".into() } else { greedy.join(" ") },
+        if greedy.is_empty() {
+            "-".into()
+        } else {
+            greedy.join(" ")
+        },
     ]
 }

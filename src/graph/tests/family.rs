@@ -22,7 +22,13 @@ const HOST: [&str; 9] = [
 
 fn patterns() -> impl Iterator<Item = String> {
     (0..1usize << (LAYERS - 1)).map(|bits| {
-        let kind = |i| if i + 1 == LAYERS || bits >> i & 1 == 1 { 'f' } else { 's' };
+        let kind = |i| {
+            if i + 1 == LAYERS || bits >> i & 1 == 1 {
+                'f'
+            } else {
+                's'
+            }
+        };
         (0..LAYERS).map(kind).collect()
     })
 }
@@ -33,8 +39,11 @@ fn check_chain(graphs: &[ChunkGraph]) {
     let mut made: BTreeMap<String, TensorType> = BTreeMap::new();
     for graph in graphs {
         let f = main_of(graph);
-        let out: BTreeMap<&str, &TensorType> =
-            f.outputs.iter().map(|n| (n.as_str(), type_of(f, n))).collect();
+        let out: BTreeMap<&str, &TensorType> = f
+            .outputs
+            .iter()
+            .map(|n| (n.as_str(), type_of(f, n)))
+            .collect();
         for input in &f.inputs {
             let name = input.name.as_str();
             let source = match name {
@@ -56,7 +65,9 @@ fn chunks_of_every_pattern_chain() {
     let (mut built, mut refused) = (0, 0);
     for kinds in patterns() {
         for shared in 0..LAYERS {
-            let Some(plan) = try_small(&kinds, shared) else { continue };
+            let Some(plan) = try_small(&kinds, shared) else {
+                continue;
+            };
             match split::chunks(&plan, Layout::Swa4) {
                 Ok(_) => {
                     check_chain(&swa4(&plan, 16));
@@ -75,5 +86,8 @@ fn chunks_of_every_pattern_chain() {
             }
         }
     }
-    assert!(built > 150 && refused > 50, "{built} built, {refused} refused");
+    assert!(
+        built > 150 && refused > 50,
+        "{built} built, {refused} refused"
+    );
 }
