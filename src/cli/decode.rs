@@ -304,7 +304,7 @@ impl<'a> Session<'a> {
         let new = generated.tokens.len();
         self.console
             .note(&format!("{new} tokens, {speed:.1} tokens/s, {why}"));
-        for line in super::source::overflow_lines(&self.decoder) {
+        for line in super::source::overflow_lines(self.decoder.overflows()) {
             self.console.warn(&line);
         }
         Ok(())

@@ -240,7 +240,7 @@ fn packages(list: &[(String, &Package)], args: &Args, console: &Console) -> Resu
                 } else if args.weights {
                     view::weights_json(name, package)
                 } else if args.mil {
-                    json!({ "package": name, "mil": view::mil_text(package) })
+                    json!({ "package": name, "mil": package.mil_text() })
                 } else {
                     view::summary_json(name, package)
                 }
@@ -258,7 +258,7 @@ fn packages(list: &[(String, &Package)], args: &Args, console: &Console) -> Resu
         } else if args.weights {
             view::weights_text(package)
         } else if args.mil {
-            format!("// {name}\n{}", view::mil_text(package))
+            format!("// {name}\n{}", package.mil_text())
         } else {
             view::summary_text(package)
         };

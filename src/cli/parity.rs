@@ -20,7 +20,7 @@ use crate::evaluate::{
     BundleSubject, ReferenceSubject, RowSource, Subject, Trace, is_unquantized, subject,
 };
 use crate::progress::Progress;
-use crate::runtime::Precision;
+use crate::runtime::{Overflow, Precision};
 
 /// Prompts for a MODEL reference when none is given.
 const PROMPTS: [&str; 3] = [
@@ -147,11 +147,11 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         }
     }
     console.end();
-    for model in with_exact.iter().chain([&with_tables]) {
-        for line in overflow_lines(model.decoder()) {
-            console.warn(&line);
-        }
+    let mut overflows = with_tables.overflows();
+    if let Some(model) = &mut with_exact {
+        overflows.extend(model.overflows());
     }
+    warn_of(&overflows, console);
     let mut report = Report {
         precision: match args.precision {
             PrecisionArg::F32 => "f32",
@@ -176,6 +176,12 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     let mut failure = Failure::new(Code::Gate, "the parity gate failed");
     failure.causes = report.failures;
     Err(failure)
+}
+
+fn warn_of(overflows: &[(String, Overflow)], console: &Console) {
+    for line in overflow_lines(overflows.iter().map(|(chunk, o)| (chunk.as_str(), o))) {
+        console.warn(&line);
+    }
 }
 
 fn steps_of(t: &Trace) -> usize {
@@ -298,9 +304,7 @@ fn over_text(args: &Args, console: &Console, bundle: &Arc<Bundle>, text: &Path) 
     )
     .or_invalid()?;
     console.end();
-    for line in overflow_lines(model.decoder()) {
-        console.warn(&line);
-    }
+    warn_of(&model.overflows(), console);
     match console.json() {
         true => console.json_value(&report),
         false => print_text(&report, console),

@@ -79,7 +79,16 @@ pub fn check_ids(ids: &[u32], vocab: usize) -> Result<()> {
     }
 }
 
-/// What overflowed in fp16, one line per value; empty at f32.
-pub fn overflow_lines(_decoder: &crate::runtime::Decoder) -> Vec<String> {
-    Vec::new()
+/// What became infinite in fp16, one line per value; empty at f32.
+pub fn overflow_lines<'a>(
+    overflows: impl Iterator<Item = (&'a str, &'a crate::runtime::Overflow)>,
+) -> Vec<String> {
+    overflows
+        .map(|(chunk, o)| {
+            format!(
+                "{chunk}: `{}` (op `{}`) overflowed fp16 {} times, first at position {}",
+                o.value, o.op, o.count, o.first_run
+            )
+        })
+        .collect()
 }

@@ -31,6 +31,7 @@
 mod blob;
 pub mod error;
 mod manifest;
+mod print;
 mod proto;
 mod read;
 mod spec;

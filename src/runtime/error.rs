@@ -12,6 +12,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// The package could not be opened or is inconsistent.
+    #[error(transparent)]
+    Package(#[from] crate::package::Error),
     /// The package has no such function.
     #[error("the package has no function `{name}`; it has: {available}")]
     UnknownFunction { name: String, available: String },
@@ -77,6 +80,13 @@ pub enum Error {
     /// An index read at run time is out of range.
     #[error("op `{op}`: index {index} is out of range 0..{len}")]
     IndexRange { op: String, index: i64, len: usize },
+    /// A result whose shape depends on computed values has another shape than declared.
+    #[error("op `{op}`: expected a result of shape {expected:?}, got {got:?}")]
+    RunShape {
+        op: String,
+        expected: Vec<usize>,
+        got: Vec<usize>,
+    },
     /// Two chunks, or a chunk and the configuration, disagree.
     #[error("{what}: {left_name} has {left}, {right_name} has {right}")]
     Disagreement {
@@ -103,6 +113,9 @@ pub enum Error {
     /// Nothing to feed.
     #[error("the prompt has no tokens")]
     EmptyPrompt,
+    /// An earlier step failed half way, and the caches with it.
+    #[error("an earlier step failed; reset the decoder first")]
+    NeedsReset,
     /// An embedding or per-layer row could not be read.
     #[error("token row {token}")]
     TokenRow {

@@ -1,6 +1,8 @@
 //! Dense row-major tensors whose data is shared, so that a clone or a reshape copies nothing.
 
 use super::error::{Error, Result};
+use super::kernels::math::{is_f16, round_f16};
+use super::pool::Pool;
 use std::fmt;
 use std::sync::Arc;
 
@@ -95,6 +97,14 @@ impl Tensor {
         })
     }
 
+    /// A tensor of no element.
+    pub(crate) fn empty() -> Self {
+        Self {
+            shape: vec![0],
+            data: Data::F32(Arc::default()),
+        }
+    }
+
     /// A float tensor; an error if the numbers of elements differ.
     pub fn f32(shape: &[usize], values: Vec<f32>) -> Result<Self> {
         Self::new(shape, Data::F32(Arc::new(values)))
@@ -173,9 +183,69 @@ impl Tensor {
         }
     }
 
+    /// Rounds float elements to fp16, nearest even; other kinds are left. Returns how many finite values became infinite.
+    pub(crate) fn round_f16(&mut self) -> usize {
+        match &mut self.data {
+            Data::F32(v) if !is_f16(v) => round_f16(Arc::make_mut(v).as_mut_slice()),
+            _ => 0,
+        }
+    }
+
     /// The same data under another shape of as many elements.
     pub fn reshaped(&self, shape: &[usize]) -> Result<Self> {
         Self::new(shape, self.data.clone())
+    }
+}
+
+/// An element type that tensors hold.
+pub(crate) trait Element: Copy + Default {
+    /// The elements of a tensor of this type; an error for another kind.
+    fn of(tensor: &Tensor) -> Result<&[Self]>;
+    /// A buffer of `len` elements of unspecified value.
+    fn buffer(pool: &mut Pool, len: usize) -> Vec<Self>;
+    /// Elements as the data of a tensor.
+    fn data(values: Vec<Self>) -> Data;
+}
+
+impl Element for f32 {
+    fn of(tensor: &Tensor) -> Result<&[f32]> {
+        tensor.as_f32()
+    }
+
+    fn buffer(pool: &mut Pool, len: usize) -> Vec<f32> {
+        pool.floats(len)
+    }
+
+    fn data(values: Vec<f32>) -> Data {
+        Data::F32(Arc::new(values))
+    }
+}
+
+impl Element for i32 {
+    fn of(tensor: &Tensor) -> Result<&[i32]> {
+        tensor.as_i32()
+    }
+
+    fn buffer(_: &mut Pool, len: usize) -> Vec<i32> {
+        vec![0; len]
+    }
+
+    fn data(values: Vec<i32>) -> Data {
+        Data::I32(Arc::new(values))
+    }
+}
+
+impl Element for bool {
+    fn of(tensor: &Tensor) -> Result<&[bool]> {
+        tensor.as_bool()
+    }
+
+    fn buffer(_: &mut Pool, len: usize) -> Vec<bool> {
+        vec![false; len]
+    }
+
+    fn data(values: Vec<bool>) -> Data {
+        Data::Bool(Arc::new(values))
     }
 }
 

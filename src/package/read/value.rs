@@ -30,6 +30,8 @@ pub enum ReadValue {
     Blob {
         /// Element type and shape.
         ty: TensorType,
+        /// Name of the weight file.
+        name: Arc<str>,
         /// The whole weight file.
         file: Arc<Mmap>,
         /// Where the data begins.
@@ -126,13 +128,7 @@ pub(super) fn value(value: &pb::Value, weights: &WeightFiles) -> Read<ReadValue>
     let ty = tensor_type(value.r#type.as_ref())?;
     match &value.value {
         Some(pb::value::Value::BlobFileValue(blob)) => {
-            let (file, offset, len) = weights.find(&blob.file_name, blob.offset, &ty)?;
-            Ok(ReadValue::Blob {
-                ty,
-                file,
-                offset,
-                len,
-            })
+            weights.find(&blob.file_name, blob.offset, ty)
         }
         Some(pb::value::Value::ImmediateValue(immediate)) => match &immediate.value {
             Some(pb::value::immediate_value::Value::Tensor(tensor)) => {

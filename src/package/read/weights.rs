@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
+use super::value::ReadValue;
 use crate::mil::{DType, TensorType};
 use crate::package::WEIGHTS_PREFIX;
 use crate::package::blob::{BlobHeader, HEADER_BYTES, align, parse_file_header};
@@ -20,6 +21,7 @@ pub(super) struct WeightFiles {
 
 #[derive(Debug)]
 struct WeightFile {
+    name: Arc<str>,
     map: Arc<Mmap>,
     /// Blobs by the offset of their metadata.
     blobs: BTreeMap<u64, BlobHeader>,
@@ -36,7 +38,7 @@ impl WeightFiles {
             if let Some(name) = name
                 && path.extension().is_some_and(|ext| ext == "bin")
             {
-                files.insert(name.to_owned(), WeightFile::open(&path)?);
+                files.insert(name.to_owned(), WeightFile::open(&path, name)?);
             }
         }
         Ok(WeightFiles { files })
@@ -49,14 +51,14 @@ impl WeightFiles {
             .map(|(name, file)| (name.as_str(), file.map.len() as u64, file.blobs.len()))
     }
 
-    /// The data of the blob that a constant of type `ty` refers to: the file, where the data
-    /// begins and how long it is. What is wrong with the reference otherwise, in words.
+    /// The value of a constant of type `ty` that refers to a blob, or what is wrong with the
+    /// reference, in words.
     pub fn find(
         &self,
         reference: &str,
         offset: u64,
-        ty: &TensorType,
-    ) -> std::result::Result<(Arc<Mmap>, usize, usize), String> {
+        ty: TensorType,
+    ) -> std::result::Result<ReadValue, String> {
         let name = reference
             .strip_prefix(WEIGHTS_PREFIX)
             .ok_or_else(|| format!("blob file `{reference}` is not `{WEIGHTS_PREFIX}...`"))?;
@@ -91,16 +93,18 @@ impl WeightFiles {
             ));
         }
         // The walk has checked that the range lies in the map, so both fit a usize.
-        Ok((
-            file.map.clone(),
-            header.data_offset as usize,
-            header.bytes as usize,
-        ))
+        Ok(ReadValue::Blob {
+            ty,
+            name: file.name.clone(),
+            file: file.map.clone(),
+            offset: header.data_offset as usize,
+            len: header.bytes as usize,
+        })
     }
 }
 
 impl WeightFile {
-    fn open(path: &Path) -> Result<Self> {
+    fn open(path: &Path, name: &str) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("cannot open", path))?;
         let len = file
             .metadata()
@@ -122,6 +126,7 @@ impl WeightFile {
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io("cannot map", path))?;
         let blobs = walk(&map).map_err(fault)?;
         Ok(WeightFile {
+            name: name.into(),
             map: Arc::new(map),
             blobs,
         })
