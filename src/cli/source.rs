@@ -32,13 +32,12 @@ impl From<PrecisionArg> for Precision {
 
 /// Opens a bundle.
 pub fn open_bundle(dir: &Path) -> Result<Arc<Bundle>> {
-    let bundle = Bundle::open(dir).map(Arc::new).or_invalid();
-    if dir.join("config.json").is_file() {
-        return bundle.map_err(|f| {
-            f.hint("this is a checkpoint: make a bundle of it with `gemma-coreml convert`")
-        });
+    if dir.join("config.json").is_file() && !dir.join("model_config.json").exists() {
+        let what = format!("{}: a checkpoint, not a bundle", dir.display());
+        return Err(Failure::new(Code::Invalid, what)
+            .hint("make a bundle of it with `gemma-coreml convert`"));
     }
-    bundle
+    Bundle::open(dir).map(Arc::new).or_invalid()
 }
 
 /// Opens a snapshot directory or a hub id, downloading it where needed.

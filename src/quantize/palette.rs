@@ -255,6 +255,31 @@ mod tests {
     }
 
     #[test]
+    fn importance_counts_as_that_many_elements() {
+        let group: Vec<f16> = (0..600)
+            .map(|i| f16::from_f32((i * i % 601) as f32 / 601.0))
+            .collect();
+        let importance: Vec<f32> = (0..200).map(|i| (i % 4) as f32 + 1.0).collect();
+        let repeat = |i: usize| std::iter::repeat_n(group[i], importance[i % 200] as usize);
+        let repeated: Vec<f16> = (0..600).flat_map(repeat).collect();
+        for nbits in PALETTE_BITS {
+            let (weighted, indices) = palettize(&group, nbits, Some(&importance));
+            let (plain, _) = palettize(&repeated, nbits, None);
+            assert_eq!(weighted.lut, plain.lut, "{nbits} bits");
+            assert_eq!(weighted.weighted_sse, plain.stats.sse);
+            let mut again = vec![0; 600];
+            let mut used = Scratch::new();
+            palettize_group(&repeated, 3, None, &mut used, &mut vec![0; repeated.len()]).unwrap();
+            let result = palettize_group(&group, nbits, Some(&importance), &mut used, &mut again);
+            assert_eq!(
+                (result.unwrap(), again),
+                (weighted, indices),
+                "a used scratch"
+            );
+        }
+    }
+
+    #[test]
     fn bad_input_is_named() {
         let mut scratch = Scratch::new();
         let mut run = |group: &[f16], nbits, importance: Option<&[f32]>| {
@@ -321,7 +346,7 @@ mod tests {
                 .collect();
             prop_assume!(!group.is_empty());
             let importance = &used[..used.len().min(group.len())];
-            let importance = (weigh && group.len() % importance.len() == 0).then_some(importance);
+            let importance = (weigh && group.len().is_multiple_of(importance.len())).then_some(importance);
             let mut scratch = Scratch::new();
             let mut indices = vec![0; group.len()];
             let mut last = f64::INFINITY;

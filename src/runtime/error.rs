@@ -110,12 +110,12 @@ pub enum Error {
     /// All positions of the context are used; the last slot is never overwritten.
     #[error("the context of {context} tokens is full")]
     ContextFull { context: usize },
-    /// Nothing to feed.
-    #[error("the prompt has no tokens")]
-    EmptyPrompt,
     /// An earlier step failed half way, and the caches with it.
     #[error("an earlier step failed; reset the decoder first")]
     NeedsReset,
+    /// Nothing to feed.
+    #[error("the prompt has no tokens")]
+    EmptyPrompt,
     /// An embedding or per-layer row could not be read.
     #[error("token row {token}")]
     TokenRow {

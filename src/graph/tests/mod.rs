@@ -18,8 +18,8 @@ fn plan(kinds: &str, fields: Value) -> ModelPlan {
     try_plan(kinds, fields).unwrap()
 }
 
-/// As [`plan`]; an error when a layer shares K/V that no layer of its kind has.
-fn try_plan(kinds: &str, fields: Value) -> crate::gemma::Result<ModelPlan> {
+/// As [`plan`]; nothing when a layer shares K/V that no layer of its kind has.
+fn try_plan(kinds: &str, fields: Value) -> Option<ModelPlan> {
     let types: Vec<_> = kinds
         .chars()
         .map(|c| {
@@ -45,7 +45,8 @@ fn try_plan(kinds: &str, fields: Value) -> crate::gemma::Result<ModelPlan> {
         config[key] = value.clone();
     }
     let bytes = serde_json::to_vec(&config).unwrap();
-    ModelPlan::new(&TextConfig::parse(Path::new("config.json"), &bytes).unwrap())
+    let config = TextConfig::parse(Path::new("config.json"), &bytes).ok()?;
+    ModelPlan::new(&config).ok()
 }
 
 fn e2b() -> ModelPlan {
@@ -84,7 +85,7 @@ fn small(kinds: &str, shared: usize) -> ModelPlan {
 }
 
 fn try_small(kinds: &str, shared: usize) -> Option<ModelPlan> {
-    let plan = try_plan(
+    try_plan(
         kinds,
         json!({
             "vocab_size": 96, "vocab_size_per_layer_input": 96, "hidden_size": 64, "intermediate_size": 128,
@@ -92,8 +93,7 @@ fn try_small(kinds: &str, shared: usize) -> Option<ModelPlan> {
             "sliding_window": 8, "num_kv_shared_layers": shared, "hidden_size_per_layer_input": 8,
             "max_position_embeddings": 64,
         }),
-    );
-    plan.ok()
+    )
 }
 
 fn swa4(plan: &ModelPlan, context: usize) -> Vec<ChunkGraph> {
