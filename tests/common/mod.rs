@@ -2,8 +2,6 @@
 #![allow(dead_code, unused_imports)]
 
 pub mod coremltools;
-pub mod fixtures;
 pub mod source;
 
 pub use coremltools::*;
-pub use fixtures::*;
