@@ -176,7 +176,10 @@ impl Chain {
         let result = |name: &str, dtype: DType| {
             let found = offered.iter().rev().find(|o| o.name == name);
             match found {
-                Some(o) if o.ty.elements() == Some(1) && (o.ty.dtype == DType::Int32) == (dtype == DType::Int32) => {
+                Some(o)
+                    if o.ty.elements() == Some(1)
+                        && (o.ty.dtype == DType::Int32) == (dtype == DType::Int32) =>
+                {
                     Ok(o.slot)
                 }
                 Some(o) => Err(Error::Chain {
@@ -184,7 +187,9 @@ impl Chain {
                     what: format!("output `{name}`: expected one {dtype}, got {}", o.ty),
                 }),
                 None => Err(Error::Chain {
-                    chunk: chunks.last().map_or_else(String::new, |(name, _)| name.clone()),
+                    chunk: chunks
+                        .last()
+                        .map_or_else(String::new, |(name, _)| name.clone()),
                     what: format!("no output `{name}` here nor in an earlier chunk"),
                 }),
             }
@@ -206,7 +211,10 @@ impl Chain {
         if let Some(state) = model.states().first() {
             return Err(Error::Chain {
                 chunk: chunk.to_owned(),
-                what: format!("state `{}`: stateful chunks are not decoded yet", state.name),
+                what: format!(
+                    "state `{}`: stateful chunks are not decoded yet",
+                    state.name
+                ),
             });
         }
         let first_cache = self.caches.len();
@@ -364,7 +372,8 @@ fn check_rope(spec: &ChainSpec) -> Result<()> {
         ("cos_full", &rope.cos_full),
         ("sin_full", &rope.sin_full),
     ] {
-        if table.rows < spec.context || table.rows.checked_mul(table.dim) != Some(table.values.len())
+        if table.rows < spec.context
+            || table.rows.checked_mul(table.dim) != Some(table.values.len())
         {
             return Err(Error::Disagreement {
                 what: "length of a RoPE table",

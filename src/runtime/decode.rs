@@ -214,7 +214,10 @@ fn load(spec: &ChainSpec, precision: Precision, keep: &[String]) -> Result<Vec<(
     let mut chunks = Vec::with_capacity(packages.len());
     for ((name, package), keep) in packages.iter().zip(&keep_in) {
         let function = package.default_function();
-        chunks.push(((*name).clone(), Model::load(package, function, precision, keep)?));
+        chunks.push((
+            (*name).clone(),
+            Model::load(package, function, precision, keep)?,
+        ));
     }
     Ok(chunks)
 }

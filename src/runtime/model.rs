@@ -209,7 +209,14 @@ impl Model {
             }
             if self.precision == Precision::F16 && feature.ty.dtype == DType::Fp16 {
                 let count = tensor.round_f16();
-                note(&mut self.overflows, *index, "input", &feature.name, count, self.runs);
+                note(
+                    &mut self.overflows,
+                    *index,
+                    "input",
+                    &feature.name,
+                    count,
+                    self.runs,
+                );
             }
             self.slots[*index] = Some(tensor);
         }
@@ -243,7 +250,14 @@ impl Model {
                     let born = has_infinity(tensor) && !inputs.iter().any(|t| has_infinity(t));
                     let computed = if born { infinities(tensor) } else { 0 };
                     let count = tensor.round_f16() + computed;
-                    note(&mut self.overflows, index, &step.op, &value.name, count, self.runs);
+                    note(
+                        &mut self.overflows,
+                        index,
+                        &step.op,
+                        &value.name,
+                        count,
+                        self.runs,
+                    );
                 }
             }
             for (&index, tensor) in step.outputs.iter().zip(results) {

@@ -262,13 +262,9 @@ impl PackedWeight {
                     let index_cols: usize = palette.index_shape[1..].iter().product();
                     for (o, &(column, place)) in out.iter_mut().zip(columns) {
                         let at = index_row * index_cols + column as usize;
-                        each_code(
-                            bytes,
-                            palette.bits,
-                            at,
-                            std::slice::from_mut(o),
-                            |code| lut[place as usize + usize::from(code) * vector],
-                        );
+                        each_code(bytes, palette.bits, at, std::slice::from_mut(o), |code| {
+                            lut[place as usize + usize::from(code) * vector]
+                        });
                     }
                 }
             }
@@ -492,7 +488,13 @@ mod tests {
             .collect()
     }
 
-    fn palette(bits: u32, index_shape: &[usize], groups: &[usize], vector: usize, axis: usize) -> Palette {
+    fn palette(
+        bits: u32,
+        index_shape: &[usize],
+        groups: &[usize],
+        vector: usize,
+        axis: usize,
+    ) -> Palette {
         let mut lut_shape = groups.to_vec();
         lut_shape.extend([1 << bits, vector]);
         Palette {

@@ -71,7 +71,12 @@ pub(crate) fn make(function: &ReadFunction, precision: Precision, keep: &[&str])
     }
     let find = |name: &str| {
         let index = planner.names.get(name).copied();
-        index.filter(|&i| !matches!(planner.plan.values[i].known, Known::State(_) | Known::Text(_)))
+        index.filter(|&i| {
+            !matches!(
+                planner.plan.values[i].known,
+                Known::State(_) | Known::Text(_)
+            )
+        })
     };
     let outputs = function.outputs.iter().map(|name| {
         find(name).ok_or_else(|| Error::UndefinedValue {
@@ -337,7 +342,11 @@ fn check_types(op: &ReadOp, derived: &[Derived]) -> Result<()> {
     if derived.len() != op.outputs.len() {
         let value = op.outputs.first().map_or("", |(name, _)| name);
         let results = |n: usize| format!("{n} results");
-        return Err(mismatch(value, results(derived.len()), results(op.outputs.len())));
+        return Err(mismatch(
+            value,
+            results(derived.len()),
+            results(op.outputs.len()),
+        ));
     }
     for ((name, declared), derived) in op.outputs.iter().zip(derived) {
         match derived {
@@ -345,7 +354,11 @@ fn check_types(op: &ReadOp, derived: &[Derived]) -> Result<()> {
             Derived::Declared(dtype) if *dtype == declared.dtype => {}
             Derived::Type(ty) => return Err(mismatch(name, ty.to_string(), declared.to_string())),
             Derived::Declared(dtype) => {
-                return Err(mismatch(name, dtype.to_string(), declared.dtype.to_string()));
+                return Err(mismatch(
+                    name,
+                    dtype.to_string(),
+                    declared.dtype.to_string(),
+                ));
             }
         }
     }
@@ -360,8 +373,8 @@ fn drop_unused(plan: &mut Plan) {
     }
     let mut keep = vec![false; plan.steps.len()];
     for (keep, step) in keep.iter_mut().zip(&plan.steps).rev() {
-        *keep = matches!(step.action, Action::WriteState(_))
-            || step.outputs.iter().any(|&o| needed[o]);
+        *keep =
+            matches!(step.action, Action::WriteState(_)) || step.outputs.iter().any(|&o| needed[o]);
         if *keep {
             step.inputs.iter().for_each(|&i| needed[i] = true);
         }

@@ -158,9 +158,10 @@ fn decode(ty: &TensorType, bytes: &[u8]) -> Tensor {
             coding.read(bytes, 0, &mut out);
             Tensor::f32(&ty.shape, out)
         }
-        DType::Bool | DType::String => {
-            Tensor::bool(&ty.shape, bytes[..elements].iter().map(|&b| b != 0).collect())
-        }
+        DType::Bool | DType::String => Tensor::bool(
+            &ty.shape,
+            bytes[..elements].iter().map(|&b| b != 0).collect(),
+        ),
         DType::Int16 => ints(wide(bytes, elements, |b| i32::from(i16::from_le_bytes(b)))),
         DType::UInt16 => ints(wide(bytes, elements, |b| i32::from(u16::from_le_bytes(b)))),
         DType::Int32 => ints(wide(bytes, elements, i32::from_le_bytes)),
@@ -206,11 +207,23 @@ mod tests {
             let constant = raw(dtype, &[n], bytes).unwrap();
             constant.dense().as_i32().unwrap().to_vec()
         };
-        assert_eq!(ints(DType::UInt3, 9, &[0xd1, 0x58, 0x1f, 0x01]), [1, 2, 3, 4, 5, 6, 7, 0, 1]);
-        assert_eq!(ints(DType::UInt6, 5, &[0x81, 0x30, 0xfc, 0x05]), [1, 2, 3, 63, 5]);
-        assert_eq!(ints(DType::UInt1, 9, &[0x8d, 0x01]), [1, 0, 1, 1, 0, 0, 0, 1, 1]);
+        assert_eq!(
+            ints(DType::UInt3, 9, &[0xd1, 0x58, 0x1f, 0x01]),
+            [1, 2, 3, 4, 5, 6, 7, 0, 1]
+        );
+        assert_eq!(
+            ints(DType::UInt6, 5, &[0x81, 0x30, 0xfc, 0x05]),
+            [1, 2, 3, 63, 5]
+        );
+        assert_eq!(
+            ints(DType::UInt1, 9, &[0x8d, 0x01]),
+            [1, 0, 1, 1, 0, 0, 0, 1, 1]
+        );
         assert_eq!(ints(DType::UInt2, 5, &[0xe4, 0x01]), [0, 1, 2, 3, 1]);
-        assert_eq!(ints(DType::Int4, 5, &[0xf8, 0x17, 0x0e]), [-8, -1, 7, 1, -2]);
+        assert_eq!(
+            ints(DType::Int4, 5, &[0xf8, 0x17, 0x0e]),
+            [-8, -1, 7, 1, -2]
+        );
         assert_eq!(ints(DType::Int8, 2, &[0xff, 0x7f]), [-1, 127]);
         assert_eq!(ints(DType::UInt8, 2, &[0xff, 0x7f]), [255, 127]);
         assert_eq!(ints(DType::Int16, 1, &[0xfe, 0xff]), [-2]);

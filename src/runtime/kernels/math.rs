@@ -87,7 +87,13 @@ mod tests {
         assert_eq!(round_f16(&mut v), 2);
         assert_eq!(
             v,
-            [1.0, 65504.0, f32::INFINITY, f32::NEG_INFINITY, f32::INFINITY]
+            [
+                1.0,
+                65504.0,
+                f32::INFINITY,
+                f32::NEG_INFINITY,
+                f32::INFINITY
+            ]
         );
         assert!(is_f16(&v));
         let mut long: Vec<f32> = (0..1000).map(|i| i as f32 / 7.0).collect();

@@ -26,13 +26,7 @@ pub(crate) fn copy<T: Copy>(shape: &[usize], src: &[T], from: &View, dst: &mut [
         return;
     }
     let dims = collapse(shape, &from.strides, &to.strides);
-    recurse(
-        &dims,
-        src,
-        from.offset as isize,
-        dst,
-        to.offset as isize,
-    );
+    recurse(&dims, src, from.offset as isize, dst, to.offset as isize);
 }
 
 /// One loop of a copy: extent, source stride, target stride.

@@ -31,7 +31,13 @@ fn lut_to_dense(args: &OpArgs<'_>) -> Result<Constant> {
     let bits = match indices.dtype {
         DType::UInt8 => 8,
         dtype if dtype.is_sub_byte() && dtype != DType::Int4 => dtype.bits(),
-        dtype => return Err(args.bad("indices", "an unsigned type of at most 8 bits", dtype.name())),
+        dtype => {
+            return Err(args.bad(
+                "indices",
+                "an unsigned type of at most 8 bits",
+                dtype.name(),
+            ));
+        }
     };
     let vector_axis = match args.int_or_none("vector_axis")? {
         Some(axis) => args.axis("vector_axis", axis, indices.rank())?,

@@ -128,7 +128,9 @@ pub(super) fn gather(mut args: OpArgs<'_>) -> Result<Compiled> {
     args.bool("validate_indices")?;
     let indices = args.operand("indices")?;
     let batch = match usize::try_from(batch_dims) {
-        Ok(b) if b <= axis && b <= indices.ty.rank() && x_ty.shape[..b] == indices.ty.shape[..b] => {
+        Ok(b)
+            if b <= axis && b <= indices.ty.rank() && x_ty.shape[..b] == indices.ty.shape[..b] =>
+        {
             b
         }
         _ => {

@@ -220,7 +220,11 @@ fn per_dim(args: &OpArgs<'_>, arg: &str, count: usize, least: usize) -> Result<V
     };
     let sizes: Vec<usize> = values
         .iter()
-        .filter_map(|&v| usize::try_from(v).ok().filter(|&v| v >= least && v <= 1 << 20))
+        .filter_map(|&v| {
+            usize::try_from(v)
+                .ok()
+                .filter(|&v| v >= least && v <= 1 << 20)
+        })
         .collect();
     match sizes.len() == count && values.len() == count {
         true => Ok(sizes),
@@ -407,7 +411,11 @@ pub(super) fn attention(mut args: OpArgs<'_>) -> Result<Compiled> {
     shape[rank - 1] = ev;
     let mask = mask.map(|m| (m.at, broadcast_strides(&m.ty.shape, &scores)));
     args.one(TensorType::new(q.ty.dtype, &shape), move |inputs, pool| {
-        let (q, k, v) = (inputs[0].as_f32()?, inputs[1].as_f32()?, inputs[2].as_f32()?);
+        let (q, k, v) = (
+            inputs[0].as_f32()?,
+            inputs[1].as_f32()?,
+            inputs[2].as_f32()?,
+        );
         let mask = match &mask {
             Some((at, strides)) => Some(expanded_mask(inputs[*at], strides, &scores)?),
             None => None,
@@ -431,7 +439,12 @@ pub(super) fn attention(mut args: OpArgs<'_>) -> Result<Compiled> {
                 row.iter_mut().zip(mask).for_each(|(o, m)| *o += m);
             }
             softmax_row(&row, &mut weights);
-            vector_matrix(&weights, &v[batch * s * ev..(batch + 1) * s * ev], false, out);
+            vector_matrix(
+                &weights,
+                &v[batch * s * ev..(batch + 1) * s * ev],
+                false,
+                out,
+            );
         }
         Tensor::f32(&shape, out)
     })

@@ -45,7 +45,7 @@ pub(super) fn reshape(mut args: OpArgs<'_>) -> Result<Compiled> {
     let total: usize = from.iter().product();
     let known = crate::runtime::tensor::elements(&shape).ok_or_else(wrong)?;
     if let Some(open) = open {
-        if known == 0 || total % known != 0 {
+        if known == 0 || !total.is_multiple_of(known) {
             return Err(wrong());
         }
         shape[open] = total / known;
@@ -68,7 +68,9 @@ pub(super) fn expand_dims(mut args: OpArgs<'_>) -> Result<Compiled> {
         }
     }
     let mut old = x.ty.shape.iter().copied();
-    let shape = new.iter().map(|&n| if n { 1 } else { old.next().unwrap_or(1) });
+    let shape = new
+        .iter()
+        .map(|&n| if n { 1 } else { old.next().unwrap_or(1) });
     let shape = shape.collect();
     reshaped(args, x, shape)
 }
@@ -84,7 +86,13 @@ pub(super) fn squeeze(mut args: OpArgs<'_>) -> Result<Compiled> {
 }
 
 /// A strided copy of `x` into a new tensor of `shape`, read through `view` as `loops`.
-fn strided(x: &Tensor, pool: &mut Pool, loops: &[usize], view: &View, shape: &[usize]) -> Result<Tensor> {
+fn strided(
+    x: &Tensor,
+    pool: &mut Pool,
+    loops: &[usize],
+    view: &View,
+    shape: &[usize],
+) -> Result<Tensor> {
     for_each_kind!(x.kind(), T => {
         let mut out = T::buffer(pool, shape.iter().product());
         copy(loops, T::of(x)?, view, &mut out, &View::dense(loops));
@@ -104,7 +112,11 @@ pub(super) fn transpose(mut args: OpArgs<'_>) -> Result<Compiled> {
     let mut sorted = order.clone();
     sorted.sort_unstable();
     if !sorted.iter().copied().eq(0..rank) {
-        return Err(args.bad("perm", format!("each axis of rank {rank} once"), format!("{perm:?}")));
+        return Err(args.bad(
+            "perm",
+            format!("each axis of rank {rank} once"),
+            format!("{perm:?}"),
+        ));
     }
     let shape: Vec<usize> = order.iter().map(|&i| x.ty.shape[i]).collect();
     let moving = order.iter().filter(|&&i| x.ty.shape[i] != 1);
@@ -155,13 +167,18 @@ pub(super) fn concat(mut args: OpArgs<'_>) -> Result<Compiled> {
     let interleave = args.bool("interleave")?;
     let shapes: Vec<Vec<usize>> = values
         .iter()
-        .map(|v| if v.ty.rank() == 0 { vec![1] } else { v.ty.shape.clone() })
+        .map(|v| {
+            if v.ty.rank() == 0 {
+                vec![1]
+            } else {
+                v.ty.shape.clone()
+            }
+        })
         .collect();
     for (value, shape) in values.iter().zip(&shapes) {
         let same = |i: usize| shape[i] == shapes[0][i] || (i == axis && !interleave);
-        let fits = value.ty.dtype == first.dtype
-            && value.ty.rank() == first.rank()
-            && (0..rank).all(same);
+        let fits =
+            value.ty.dtype == first.dtype && value.ty.rank() == first.rank() && (0..rank).all(same);
         if !fits {
             let expected = format!("what fits with {first} along axis {axis}");
             return Err(args.bad("values", expected, value.ty.to_string()));
@@ -212,7 +229,11 @@ pub(super) fn split(mut args: OpArgs<'_>) -> Result<Compiled> {
     };
     let sum = sizes.iter().try_fold(0i64, |sum, &s| sum.checked_add(s));
     if sum != Some(len as i64) || sizes.iter().any(|&s| s < 0) {
-        return Err(args.bad("split_sizes", format!("a sum of {len}"), format!("{sizes:?}")));
+        return Err(args.bad(
+            "split_sizes",
+            format!("a sum of {len}"),
+            format!("{sizes:?}"),
+        ));
     }
     let mut at = 0;
     let parts: Vec<(Vec<usize>, View)> = sizes

@@ -167,9 +167,10 @@ pub(super) fn by_index(mut args: OpArgs<'_>) -> Result<Compiled> {
     let spec = Spec::new(&args, &x.ty)?;
     if let Some((begin, end)) = Bounds::constant(&args)? {
         let at = spec.resolve(&begin, &end)?;
-        return args.one(TensorType::new(x.ty.dtype, &at.squeezed), move |inputs, pool| {
-            sliced(inputs[0], pool, &at)
-        });
+        return args.one(
+            TensorType::new(x.ty.dtype, &at.squeezed),
+            move |inputs, pool| sliced(inputs[0], pool, &at),
+        );
     }
     let bounds = Bounds::new(&mut args)?;
     let declared = args.declared.first().map(|ty| ty.shape.clone());
@@ -202,7 +203,9 @@ pub(super) fn by_size(mut args: OpArgs<'_>) -> Result<Compiled> {
     let mut shape = Vec::with_capacity(rank);
     for (i, (&size, &n)) in sizes.iter().zip(&x.ty.shape).enumerate() {
         let n = n as i64;
-        let start = constant.as_ref().map(|b| if b[i] < 0 { b[i] + n } else { b[i] });
+        let start = constant
+            .as_ref()
+            .map(|b| if b[i] < 0 { b[i] + n } else { b[i] });
         let len = match (size, start) {
             (-1, Some(start)) => n - start,
             (-1, None) => return Err(args.unsupported("size -1 with a computed begin")),
