@@ -62,7 +62,8 @@ mod tests {
         assert!(pool.floats.is_empty());
         let address = shared.as_f32().unwrap().as_ptr();
         pool.recycle(shared);
-        assert_eq!(pool.floats(7).as_ptr(), address);
+        let reused = pool.floats(7);
+        assert_eq!(reused.as_ptr(), address);
         assert!(pool.floats.is_empty());
     }
 

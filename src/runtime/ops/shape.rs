@@ -45,7 +45,7 @@ pub(super) fn reshape(mut args: OpArgs<'_>) -> Result<Compiled> {
     let total: usize = from.iter().product();
     let known = crate::runtime::tensor::elements(&shape).ok_or_else(wrong)?;
     if let Some(open) = open {
-        if known == 0 || total % known != 0 {
+        if known == 0 || !total.is_multiple_of(known) {
             return Err(wrong());
         }
         shape[open] = total / known;
