@@ -311,7 +311,7 @@ fn inspect_knows_every_kind() {
     assert!(good(&["inspect", path(&package), "--weights"]).contains("uint4"));
     let mil = good(&["inspect", path(&package), "--mil"]);
     assert!(
-        mil.contains("func main(") && mil.contains("BLOBFILE(offset = "),
+        mil.contains("func main<ios18>(") && mil.contains("BLOBFILE("),
         "{mil}"
     );
     assert!(mil.contains("constexpr_lut_to_dense(") && mil.contains("layer_norm("));

@@ -131,45 +131,50 @@ impl Console {
         }
     }
 
-    fn style(&self, bytes: bool) -> ProgressStyle {
+    fn style(&self, unit: Unit) -> ProgressStyle {
         let bar = match self.color {
             true => "{bar:24.cyan/blue}",
             false => "{bar:24}",
         };
-        let template = match bytes {
-            true => format!(
+        let template = match unit {
+            Unit::Bytes => format!(
                 "{{prefix}} [{bar}] {{bytes}}/{{total_bytes}} {{bytes_per_sec}} ETA {{eta}} {{wide_msg}}"
             ),
-            false => "{prefix} {spinner} {wide_msg}".to_string(),
+            Unit::Steps => format!("{{prefix}} [{bar}] {{pos}}/{{len}} ETA {{eta}}"),
+            Unit::Unknown => "{prefix} {spinner} {wide_msg}".to_string(),
         };
         ProgressStyle::with_template(&template)
             .unwrap_or_else(|_| ProgressStyle::default_bar())
             .progress_chars("=> ")
     }
-}
 
-impl Progress for Console {
-    fn begin(&self, label: &str, total_bytes: u64) {
+    /// Begins a phase of `total` steps; [`Progress::advance`] counts them.
+    pub fn begin_steps(&self, label: &str, total: usize) {
+        self.begin_phase(
+            label,
+            &format!(" ({total} steps)"),
+            total as u64,
+            Unit::Steps,
+        );
+    }
+
+    fn begin_phase(&self, label: &str, size: &str, total: u64, unit: Unit) {
+        self.end();
         if self.quiet {
             return;
         }
-        self.end();
         if !self.terminal {
-            let size = match total_bytes {
-                0 => String::new(),
-                n => format!(" ({})", human_bytes(n)),
-            };
             self.to_stderr(&format!("{label}{size}"));
             return;
         }
-        let bar = match total_bytes {
-            0 => ProgressBar::new_spinner(),
-            n => ProgressBar::new(n),
+        let bar = match unit {
+            Unit::Unknown => ProgressBar::new_spinner(),
+            _ => ProgressBar::new(total),
         };
         bar.set_draw_target(ProgressDrawTarget::stderr());
-        bar.set_style(self.style(total_bytes > 0));
+        bar.set_style(self.style(unit));
         bar.set_prefix(label.to_string());
-        if total_bytes == 0 {
+        if unit == Unit::Unknown {
             bar.enable_steady_tick(Duration::from_millis(100));
         }
         if let Ok(mut slot) = self.bar.lock() {
@@ -178,6 +183,23 @@ impl Progress for Console {
                 label: label.to_string(),
                 begun: Instant::now(),
             });
+        }
+    }
+}
+
+/// What a phase counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unit {
+    Bytes,
+    Steps,
+    Unknown,
+}
+
+impl Progress for Console {
+    fn begin(&self, label: &str, total_bytes: u64) {
+        match total_bytes {
+            0 => self.begin_phase(label, "", 0, Unit::Unknown),
+            n => self.begin_phase(label, &format!(" ({})", human_bytes(n)), n, Unit::Bytes),
         }
     }
 

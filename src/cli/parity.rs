@@ -32,12 +32,14 @@ const PROMPTS: [&str; 3] = [
 /// First positions whose hidden states are compared with a MODEL reference.
 const STATE_POSITIONS: usize = 8;
 
-/// Compares logits, hidden states and greedy choices, teacher-forced on the reference's ids.
-///
-/// A bundle of unquantized weights with exact tables must keep a mean cosine of 0.99999 and a minimum of 0.9995 at f32 (0.999
-/// and 0.99 at f16); other bundles are measured and only gated by --gate-mean and --gate-min. A gate that fails
-/// exits with code 4.
+const GATES: &str = "\
+The bundle is fed the reference's ids, whatever it would have chosen; the greedy column says how far a free run follows.
+Gates: unquantized weights with --exact-tables must keep a mean cosine of 0.99999 and a minimum of 0.9995 at f32 (0.999 and \
+0.99 at f16), logits and hidden states alike. Other bundles are measured, and gated by --gate-mean and --gate-min only. \
+A gate that fails exits with code 4.";
+
 #[derive(Debug, clap::Args)]
+#[command(after_help = GATES)]
 pub struct Args {
     /// The bundle
     bundle: PathBuf,
@@ -136,12 +138,12 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     let (mut tables, mut exact, mut alone) = <(Comparer, Comparer, Comparer)>::default();
     let runs = if with_exact.is_some() { 2 } else { 1 };
     let steps: usize = references.iter().map(steps_of).sum::<usize>() * runs;
-    console.begin(&format!("running {steps} steps"), 0);
+    console.begin_steps("running the bundle", steps);
     for reference in &references {
-        let run = follow(&mut with_tables, reference, &mut || ()).or_invalid()?;
+        let run = follow(&mut with_tables, reference, &mut || console.advance(1)).or_invalid()?;
         tables.add(reference, &run).or_invalid()?;
         if let Some(model) = &mut with_exact {
-            let ideal = follow(model, reference, &mut || ()).or_invalid()?;
+            let ideal = follow(model, reference, &mut || console.advance(1)).or_invalid()?;
             exact.add(reference, &ideal).or_invalid()?;
             alone.add_pair(&ideal.trace, &run.trace).or_invalid()?;
         }
@@ -231,17 +233,21 @@ fn references(args: &Args, console: &Console, bundle: &Arc<Bundle>) -> Result<Ve
         true => PROMPTS.iter().map(|p| p.to_string()).collect(),
         false => args.prompt.clone(),
     };
-    console.begin("running the f32 reference", 0);
-    let mut model = ReferenceSubject::load(&checkpoint).or_invalid()?;
     let count = args.tokens as usize;
-    let mut traces = Vec::new();
+    let mut encoded = Vec::new();
     for prompt in &prompts {
         let ids = encode(bundle, prompt, args.chat)?;
-        let vocab = bundle.config().vocab_size;
-        check_ids(&ids, vocab)?;
+        check_ids(&ids, bundle.config().vocab_size)?;
+        encoded.push(ids);
+    }
+    let steps = encoded.iter().map(|ids| ids.len() + count - 1).sum();
+    console.begin_steps("running the f32 reference", steps);
+    let mut model = ReferenceSubject::load(&checkpoint).or_invalid()?;
+    let mut traces = Vec::new();
+    for ids in &encoded {
         let positions = STATE_POSITIONS.min(ids.len() + count - 1);
-        let trace = subject::greedy(&mut model, &ids, count, positions, &mut || ()).or_invalid()?;
-        traces.push(trace);
+        let mut step = || console.advance(1);
+        traces.push(subject::greedy(&mut model, ids, count, positions, &mut step).or_invalid()?);
     }
     console.end();
     Ok(traces)
@@ -283,10 +289,7 @@ fn over_text(args: &Args, console: &Console, bundle: &Arc<Bundle>, text: &Path) 
     check_ids(&ids, bundle.config().vocab_size)?;
     let rows = row_source(args.exact_tables.as_deref(), console)?;
     let checkpoint = open_model(&args.reference, console)?;
-    console.begin(
-        &format!("running {} tokens through both models", ids.len()),
-        0,
-    );
+    console.begin_steps("running both models", ids.len());
     let mut reference = ReferenceSubject::load(&checkpoint).or_invalid()?;
     let mut model = BundleSubject::open(
         bundle,
@@ -300,7 +303,7 @@ fn over_text(args: &Args, console: &Console, bundle: &Arc<Bundle>, text: &Path) 
         &mut reference as &mut dyn Subject,
         &mut model,
         &ids,
-        &mut || (),
+        &mut || console.advance(1),
     )
     .or_invalid()?;
     console.end();
