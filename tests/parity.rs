@@ -1,14 +1,14 @@
 //! Bundles against transformers: the bytes on disk, run by the CPU runtime, give the reference's logits, hidden states and
 //! tokens. Figures are printed (`--nocapture`) and asserted.
 
-mod common;
-
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
-use common::{CONTEXT, bundle, fixture, fixtures, name};
+use gemma_coreml::bundle::Bundle;
 use gemma_coreml::checkpoint::{Checkpoint, Tokenizer};
+use gemma_coreml::convert::{self, Options};
 use gemma_coreml::evaluate::parity::{
     Comparer, Comparison, F16_MEAN, F32_MEAN, F32_MIN, Gate, follow,
 };
@@ -17,6 +17,8 @@ use gemma_coreml::evaluate::text::{TextReport, evaluate_text};
 use gemma_coreml::evaluate::{
     BundleSubject, ExactRows, ReferenceSubject, RowSource, Trace, open_decoder,
 };
+use gemma_coreml::progress::NoProgress;
+use gemma_coreml::recipe::Recipe;
 use gemma_coreml::runtime::generate::{Finish, Limits, generate};
 use gemma_coreml::runtime::sampling::{Sampler, SamplingOptions};
 use gemma_coreml::runtime::{DecodeOptions, Precision};
@@ -26,6 +28,63 @@ const LEAST_STEPS: usize = 64;
 
 /// Tokens of the text that widths are measured on.
 const TEXT_TOKENS: usize = 384;
+
+/// Context of the test bundles: past every fixture's window and longer than its references.
+const CONTEXT: usize = 192;
+
+/// Checkpoints with reference outputs, in name order.
+fn fixtures() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let mut found: Vec<PathBuf> = std::fs::read_dir(root)
+        .expect("fixtures/")
+        .map(|entry| entry.expect("fixtures/").path())
+        .filter(|dir| dir.join("reference.safetensors").is_file())
+        .collect();
+    found.sort();
+    assert!(
+        found.len() >= 4,
+        "only {} fixtures have references",
+        found.len()
+    );
+    found
+}
+
+/// The fixture of that name.
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fixtures")
+        .join(name)
+}
+
+/// Last component of a fixture's path.
+fn name(fixture: &Path) -> String {
+    fixture.file_name().unwrap().to_string_lossy().into_owned()
+}
+
+/// The bundle of a fixture by a built-in recipe, converted once per test program.
+fn bundle(fixture: &Path, recipe: &str) -> Arc<Bundle> {
+    static MADE: Mutex<BTreeMap<(PathBuf, String), Arc<Bundle>>> = Mutex::new(BTreeMap::new());
+    let key = (fixture.to_path_buf(), recipe.to_string());
+    let mut made = MADE.lock().unwrap_or_else(|e| e.into_inner());
+    if let Some(bundle) = made.get(&key) {
+        return bundle.clone();
+    }
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(env!("CARGO_CRATE_NAME"));
+    std::fs::create_dir_all(&root).unwrap();
+    let out = root.join(format!("{}-{recipe}", name(fixture)));
+    let checkpoint = Checkpoint::open(fixture).unwrap();
+    let options = Options {
+        context: Some(CONTEXT),
+        force: true,
+        ..Options::default()
+    };
+    let recipe = Recipe::builtin(recipe).unwrap();
+    convert::convert(&checkpoint, &recipe, &out, &options, &NoProgress)
+        .unwrap_or_else(|e| panic!("{}: {e}", out.display()));
+    let bundle = Arc::new(Bundle::open(&out).unwrap());
+    made.insert(key, bundle.clone());
+    bundle
+}
 
 fn references(fixture: &Path, file: &str) -> Vec<Trace> {
     ReferenceFile::open(&fixture.join(file))
@@ -138,7 +197,11 @@ fn free_runs_give_the_references_tokens_past_the_window() {
             assert_eq!(got.finish, Finish::Length);
             assert_eq!(&got.tokens, want, "{}", name(&fixture));
         }
-        assert!(crossed, "{}: no reference crosses the window", name(&fixture));
+        assert!(
+            crossed,
+            "{}: no reference crosses the window",
+            name(&fixture)
+        );
     }
 }
 
@@ -153,7 +216,10 @@ fn int8_tables_lose_what_transformers_loses_with_the_same_rows() {
             Precision::F32,
             &expected,
         );
-        show(&format!("{} int8 tables, against transformers'", name(&fixture)), &c);
+        show(
+            &format!("{} int8 tables, against transformers'", name(&fixture)),
+            &c,
+        );
         let gate = Gate {
             mean: F32_MEAN,
             min: F32_MIN,

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use minijinja::value::{Kwargs, Value as Jinja};
+use minijinja::value::{Kwargs, Value as Jinja, ValueKind};
 use minijinja::{Environment, ErrorKind};
 use serde_json::{Map, Value};
 
@@ -77,6 +77,10 @@ impl ChatTemplate {
         env.set_trim_blocks(true);
         env.set_lstrip_blocks(true);
         env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.set_formatter(|out, state, value| match python_name(value) {
+            Some(name) => out.write_str(name).map_err(minijinja::Error::from),
+            None => minijinja::escape_formatter(out, state, value),
+        });
         env.add_filter("tojson", tojson);
         env.add_function(
             "raise_exception",
@@ -123,6 +127,16 @@ impl ChatTemplate {
         let template = self.env.get_template(NAME);
         let rendered = template.and_then(|t| t.render(context));
         rendered.map_err(|e| template_error(&self.path, &e))
+    }
+}
+
+/// What Python prints for values that minijinja prints otherwise.
+fn python_name(value: &Jinja) -> Option<&'static str> {
+    match value.kind() {
+        ValueKind::None => Some("None"),
+        ValueKind::Bool if value.is_true() => Some("True"),
+        ValueKind::Bool => Some("False"),
+        _ => None,
     }
 }
 

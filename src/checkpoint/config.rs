@@ -565,3 +565,7 @@ pub(super) fn path_in(dir: &Path) -> Result<std::path::PathBuf> {
         hint: "give the directory of a Hugging Face snapshot, or a hub id".into(),
     })
 }
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

@@ -90,7 +90,10 @@ fn compile(name: &str, package: &Path, output: &Path) -> Result<PathBuf> {
     if !compiled.is_dir() {
         return Err(Failure::new(
             Code::Unexpected,
-            format!("coremlcompiler reported success but there is no {}", compiled.display()),
+            format!(
+                "coremlcompiler reported success but there is no {}",
+                compiled.display()
+            ),
         ));
     }
     Ok(compiled)

@@ -55,8 +55,8 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         context: args.context,
         model_id: (!is_directory).then(|| args.model.clone()),
     };
-    let report = convert::convert(&checkpoint, &recipe, &args.output, &options, console)
-        .map_err(failure)?;
+    let report =
+        convert::convert(&checkpoint, &recipe, &args.output, &options, console).map_err(failure)?;
     print(&report, &chunks, console)
 }
 
@@ -99,7 +99,10 @@ fn scheme_table(chunks: &[ResolvedChunk]) -> String {
             ]
         })
         .collect();
-    table(&["scheme", ">weights", ">values", ">bytes", "chosen by"], &rows)
+    table(
+        &["scheme", ">weights", ">values", ">bytes", "chosen by"],
+        &rows,
+    )
 }
 
 fn print(report: &Report, chunks: &[ResolvedChunk], console: &Console) -> Result<()> {
@@ -120,7 +123,11 @@ fn print(report: &Report, chunks: &[ResolvedChunk], console: &Console) -> Result
     let mut text = String::from("\n");
     text.push_str(&table(&["file", ">bytes"], &rows));
     if !report.resumed.is_empty() {
-        let _ = writeln!(text, "kept from an interrupted run: {}", report.resumed.join(", "));
+        let _ = writeln!(
+            text,
+            "kept from an interrupted run: {}",
+            report.resumed.join(", ")
+        );
     }
     let worst = report
         .tensors

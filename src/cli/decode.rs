@@ -262,8 +262,14 @@ impl<'a> Session<'a> {
             max_new: self.args.max_new,
             stop_ids: &self.stop,
         };
-        let generated = generate(&mut self.decoder, rest, &mut self.sampler, &limits, &mut emit)
-            .or_invalid()?;
+        let generated = generate(
+            &mut self.decoder,
+            rest,
+            &mut self.sampler,
+            &limits,
+            &mut emit,
+        )
+        .or_invalid()?;
         if let Some(failure) = failed {
             return Err(failure);
         }
@@ -298,7 +304,7 @@ impl<'a> Session<'a> {
         let new = generated.tokens.len();
         self.console
             .note(&format!("{new} tokens, {speed:.1} tokens/s, {why}"));
-        for line in super::source::overflow_lines(&self.decoder) {
+        for line in super::source::overflow_lines(self.decoder.overflows()) {
             self.console.warn(&line);
         }
         Ok(())
@@ -307,13 +313,12 @@ impl<'a> Session<'a> {
     fn write_trace(&self, path: &std::path::Path, prompt: &[u32], generated: &[u32]) -> Result<()> {
         let precision: Precision = self.args.precision.into();
         let threads = self.args.threads.threads;
-        let mut model = BundleSubject::open(self.bundle, precision, &self.rows, true, threads)
-            .or_invalid()?;
+        let mut model =
+            BundleSubject::open(self.bundle, precision, &self.rows, true, threads).or_invalid()?;
         let positions = TRACE_POSITIONS.min(prompt.len() + generated.len() - 1);
         self.console.begin("tracing", 0);
-        let run =
-            subject::teacher_forced(&mut model, prompt, generated, positions, &mut || ())
-                .or_invalid()?;
+        let run = subject::teacher_forced(&mut model, prompt, generated, positions, &mut || ())
+            .or_invalid()?;
         self.console.end();
         reference_file::write(path, &[run.trace]).or_unexpected()
     }

@@ -47,7 +47,10 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     if of_package {
         return Err(Failure::new(
             Code::Usage,
-            format!("{}: --ops, --weights and --mil are for packages and bundles", path.display()),
+            format!(
+                "{}: --ops, --weights and --mil are for packages and bundles",
+                path.display()
+            ),
         ));
     }
     if path.is_dir() && path.join("config.json").is_file() {
@@ -91,7 +94,12 @@ fn checkpoint(path: &Path, console: &Console) -> Result<()> {
     let names: Vec<&str> = checkpoint.names().collect();
     let rows: Vec<(String, Vec<usize>)> = names
         .iter()
-        .map(|n| (n.to_string(), checkpoint.shape(n).unwrap_or_default().to_vec()))
+        .map(|n| {
+            (
+                n.to_string(),
+                checkpoint.shape(n).unwrap_or_default().to_vec(),
+            )
+        })
         .collect();
     let passed = checkpoint.passed_over();
     if console.json() {
@@ -232,7 +240,7 @@ fn packages(list: &[(String, &Package)], args: &Args, console: &Console) -> Resu
                 } else if args.weights {
                     view::weights_json(name, package)
                 } else if args.mil {
-                    json!({ "package": name, "mil": view::mil_text(package) })
+                    json!({ "package": name, "mil": package.mil_text() })
                 } else {
                     view::summary_json(name, package)
                 }
@@ -250,7 +258,7 @@ fn packages(list: &[(String, &Package)], args: &Args, console: &Console) -> Resu
         } else if args.weights {
             view::weights_text(package)
         } else if args.mil {
-            format!("// {name}\n{}", view::mil_text(package))
+            format!("// {name}\n{}", package.mil_text())
         } else {
             view::summary_text(package)
         };

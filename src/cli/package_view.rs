@@ -1,4 +1,4 @@
-//! A package as tables, JSON and MIL text, for `inspect`.
+//! A package as tables and JSON, for `inspect`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -6,14 +6,18 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use super::console::{human_bytes, table};
-use crate::mil::{Immediate, ImmediateData, OpType};
+use crate::mil::OpType;
 use crate::package::{Binding, Package, ReadFunction, ReadOp, ReadValue};
 
-/// Most elements of a constant that are printed.
-const PRINTED_ELEMENTS: usize = 16;
-
 /// Header of [`summary_row`].
-pub const SUMMARY: [&str; 6] = ["package", ">functions", ">ops", ">weights", ">weight bytes", "default"];
+pub const SUMMARY: [&str; 6] = [
+    "package",
+    ">functions",
+    ">ops",
+    ">weights",
+    ">weight bytes",
+    "default",
+];
 
 /// One line about a package.
 pub fn summary_row(name: &str, package: &Package) -> Vec<String> {
@@ -50,7 +54,11 @@ pub fn summary_text(package: &Package) -> String {
         }
         for output in &function.outputs {
             let ty = function.type_of(output).map(ToString::to_string);
-            rows.push(vec!["output".into(), output.clone(), ty.unwrap_or_default()]);
+            rows.push(vec![
+                "output".into(),
+                output.clone(),
+                ty.unwrap_or_default(),
+            ]);
         }
         text.push_str(&table(&["feature", "name", "type"], &rows));
     }
@@ -216,95 +224,4 @@ pub fn weights_json(name: &str, package: &Package) -> Value {
         })
         .collect();
     json!({ "package": name, "functions": functions })
-}
-
-/// The program as MIL text. Constants in weight files are shown by offset, long ones by their first elements.
-pub fn mil_text(package: &Package) -> String {
-    let mut text = String::new();
-    for (name, function) in package.functions() {
-        let inputs: Vec<String> = function
-            .inputs
-            .iter()
-            .map(|i| match i.is_state {
-                true => format!("state<{}> {}", i.ty, i.name),
-                false => format!("{} {}", i.ty, i.name),
-            })
-            .collect();
-        let _ = writeln!(text, "func {name}({}) {{", inputs.join(", "));
-        for op in &function.ops {
-            let _ = writeln!(text, "  {}", op_text(op));
-        }
-        let _ = writeln!(text, "}} -> ({});", function.outputs.join(", "));
-    }
-    text
-}
-
-fn op_text(op: &ReadOp) -> String {
-    let outputs: Vec<String> = op
-        .outputs
-        .iter()
-        .map(|(name, ty)| format!("{ty} {name}"))
-        .collect();
-    let mut args: Vec<String> = op
-        .inputs
-        .iter()
-        .map(|(arg, bindings)| {
-            let values: Vec<String> = bindings.iter().map(binding_text).collect();
-            match values.as_slice() {
-                [one] => format!("{arg} = {one}"),
-                many => format!("{arg} = ({})", many.join(", ")),
-            }
-        })
-        .collect();
-    if let Some(value) = &op.value {
-        args.push(format!("val = {}", value_text(value)));
-    }
-    format!("{} = {}({});", outputs.join(", "), op.op_type.name(), args.join(", "))
-}
-
-fn binding_text(binding: &Binding) -> String {
-    match binding {
-        Binding::Name(name) => name.clone(),
-        Binding::Value(value) => value_text(value),
-    }
-}
-
-fn value_text(value: &ReadValue) -> String {
-    match value {
-        ReadValue::Blob { ty, offset, .. } => format!("{ty}(BLOBFILE(offset = {offset}))"),
-        ReadValue::Immediate(value) => format!("{}({})", value.ty(), elements_text(value)),
-    }
-}
-
-fn elements_text(value: &Immediate) -> String {
-    fn list<T: std::fmt::Display>(values: &[T]) -> String {
-        let mut shown: Vec<String> = values
-            .iter()
-            .take(PRINTED_ELEMENTS)
-            .map(ToString::to_string)
-            .collect();
-        if values.len() > PRINTED_ELEMENTS {
-            shown.push(format!("... {} in all", values.len()));
-        }
-        match (values.len(), shown.pop()) {
-            (1, Some(only)) => only,
-            (_, last) => {
-                shown.extend(last);
-                format!("[{}]", shown.join(", "))
-            }
-        }
-    }
-    match &value.data {
-        ImmediateData::Bool(v) => list(v),
-        ImmediateData::String(s) => format!("{s:?}"),
-        ImmediateData::Fp16(v) => list(v),
-        ImmediateData::Fp32(v) => list(v),
-        ImmediateData::Int8(v) => list(v),
-        ImmediateData::Int16(v) => list(v),
-        ImmediateData::Int32(v) => list(v),
-        ImmediateData::UInt8(v) => list(v),
-        ImmediateData::UInt16(v) => list(v),
-        ImmediateData::UInt32(v) => list(v),
-        ImmediateData::SubByte(_, bytes) => format!("{} packed bytes", bytes.len()),
-    }
 }

@@ -16,9 +16,11 @@ use crate::evaluate::parity::{
 };
 use crate::evaluate::reference_file::ReferenceFile;
 use crate::evaluate::text::{TextReport, evaluate_text};
-use crate::evaluate::{is_unquantized, BundleSubject, ReferenceSubject, RowSource, Subject, Trace, subject};
+use crate::evaluate::{
+    BundleSubject, ReferenceSubject, RowSource, Subject, Trace, is_unquantized, subject,
+};
 use crate::progress::Progress;
-use crate::runtime::Precision;
+use crate::runtime::{Overflow, Precision};
 
 /// Prompts for a MODEL reference when none is given.
 const PROMPTS: [&str; 3] = [
@@ -145,11 +147,11 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         }
     }
     console.end();
-    for model in with_exact.iter().chain([&with_tables]) {
-        for line in overflow_lines(model.decoder()) {
-            console.warn(&line);
-        }
+    let mut overflows = with_tables.overflows();
+    if let Some(model) = &mut with_exact {
+        overflows.extend(model.overflows());
     }
+    warn_of(&overflows, console);
     let mut report = Report {
         precision: match args.precision {
             PrecisionArg::F32 => "f32",
@@ -174,6 +176,12 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     let mut failure = Failure::new(Code::Gate, "the parity gate failed");
     failure.causes = report.failures;
     Err(failure)
+}
+
+fn warn_of(overflows: &[(String, Overflow)], console: &Console) {
+    for line in overflow_lines(overflows.iter().map(|(chunk, o)| (chunk.as_str(), o))) {
+        console.warn(&line);
+    }
 }
 
 fn steps_of(t: &Trace) -> usize {
@@ -275,7 +283,10 @@ fn over_text(args: &Args, console: &Console, bundle: &Arc<Bundle>, text: &Path) 
     check_ids(&ids, bundle.config().vocab_size)?;
     let rows = row_source(args.exact_tables.as_deref(), console)?;
     let checkpoint = open_model(&args.reference, console)?;
-    console.begin(&format!("running {} tokens through both models", ids.len()), 0);
+    console.begin(
+        &format!("running {} tokens through both models", ids.len()),
+        0,
+    );
     let mut reference = ReferenceSubject::load(&checkpoint).or_invalid()?;
     let mut model = BundleSubject::open(
         bundle,
@@ -293,9 +304,7 @@ fn over_text(args: &Args, console: &Console, bundle: &Arc<Bundle>, text: &Path) 
     )
     .or_invalid()?;
     console.end();
-    for line in overflow_lines(model.decoder()) {
-        console.warn(&line);
-    }
+    warn_of(&model.overflows(), console);
     match console.json() {
         true => console.json_value(&report),
         false => print_text(&report, console),
@@ -321,7 +330,10 @@ fn print_text(r: &TextReport, console: &Console) -> Result<()> {
         ),
         row(
             "NLL difference",
-            format!("{:.6} ± {:.6} nats", r.nll_difference, r.nll_difference_stderr),
+            format!(
+                "{:.6} ± {:.6} nats",
+                r.nll_difference, r.nll_difference_stderr
+            ),
         ),
     ];
     console.print(&table(&["figure", ">value"], &rows))
@@ -340,8 +352,17 @@ fn print(report: &Report, console: &Console) -> Result<()> {
         rows.push(comparison_row("tables alone", c));
     }
     let header = [
-        "rows", ">steps", ">cosine mean", ">cosine min", ">states mean", ">states min", ">KL mean", ">KL p99",
-        ">max diff", ">top-1", ">greedy",
+        "rows",
+        ">steps",
+        ">cosine mean",
+        ">cosine min",
+        ">states mean",
+        ">states min",
+        ">KL mean",
+        ">KL p99",
+        ">max diff",
+        ">top-1",
+        ">greedy",
     ];
     console.print(&table(&header, &rows))?;
     console.line(&match report.gate {
@@ -350,7 +371,11 @@ fn print(report: &Report, console: &Console) -> Result<()> {
             "gate: mean {} min {}: {}",
             g.mean,
             g.min,
-            if report.failures.is_empty() { "passed" } else { "failed" }
+            if report.failures.is_empty() {
+                "passed"
+            } else {
+                "failed"
+            }
         ),
     })
 }
@@ -359,7 +384,10 @@ fn comparison_row(name: &str, c: &Comparison) -> Vec<String> {
     let l = &c.logits;
     let (states_mean, states_min) = match &c.states {
         None => ("-".into(), "-".into()),
-        Some(s) => (format!("{:.7}", s.cosine_mean), format!("{:.7}", s.cosine_min)),
+        Some(s) => (
+            format!("{:.7}", s.cosine_mean),
+            format!("{:.7}", s.cosine_min),
+        ),
     };
     let greedy: Vec<String> = c
         .greedy
@@ -377,6 +405,10 @@ fn comparison_row(name: &str, c: &Comparison) -> Vec<String> {
         format!("{:.2e}", l.kl_p99),
         format!("{:.2e}", l.max_abs_diff),
         format!("{:.4}", l.top1_agreement),
-        if greedy.is_empty() { "-".into() } else { greedy.join(" ") },
+        if greedy.is_empty() {
+            "-".into()
+        } else {
+            greedy.join(" ")
+        },
     ]
 }

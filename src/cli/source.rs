@@ -32,13 +32,12 @@ impl From<PrecisionArg> for Precision {
 
 /// Opens a bundle.
 pub fn open_bundle(dir: &Path) -> Result<Arc<Bundle>> {
-    let bundle = Bundle::open(dir).map(Arc::new).or_invalid();
-    if dir.join("config.json").is_file() {
-        return bundle.map_err(|f| {
-            f.hint("this is a checkpoint: make a bundle of it with `gemma-coreml convert`")
-        });
+    if dir.join("config.json").is_file() && !dir.join("model_config.json").exists() {
+        let what = format!("{}: a checkpoint, not a bundle", dir.display());
+        return Err(Failure::new(Code::Invalid, what)
+            .hint("make a bundle of it with `gemma-coreml convert`"));
     }
-    bundle
+    Bundle::open(dir).map(Arc::new).or_invalid()
 }
 
 /// Opens a snapshot directory or a hub id, downloading it where needed.
@@ -79,7 +78,16 @@ pub fn check_ids(ids: &[u32], vocab: usize) -> Result<()> {
     }
 }
 
-/// What overflowed in fp16, one line per value; empty at f32.
-pub fn overflow_lines(_decoder: &crate::runtime::Decoder) -> Vec<String> {
-    Vec::new()
+/// What became infinite in fp16, one line per value; empty at f32.
+pub fn overflow_lines<'a>(
+    overflows: impl Iterator<Item = (&'a str, &'a crate::runtime::Overflow)>,
+) -> Vec<String> {
+    overflows
+        .map(|(chunk, o)| {
+            format!(
+                "{chunk}: `{}` (op `{}`) overflowed fp16 {} times, first at position {}",
+                o.value, o.op, o.count, o.first_run
+            )
+        })
+        .collect()
 }

@@ -57,7 +57,9 @@ pub enum Error {
         source: crate::quantize::Error,
     },
     /// A row of a table, once scaled, is beyond fp16.
-    #[error("tensor {tensor}: row {row}: {value} times {factor} is beyond the range of fp16 (65504)")]
+    #[error(
+        "tensor {tensor}: row {row}: {value} times {factor} is beyond the range of fp16 (65504)"
+    )]
     RowRange {
         /// Name without prefix.
         tensor: String,
@@ -77,7 +79,9 @@ pub enum Error {
         max: usize,
     },
     /// The disk is too small; nothing was begun.
-    #[error("{path}: {needed} bytes needed, {free} free\nhint: free some space or choose another disk")]
+    #[error(
+        "{path}: {needed} bytes needed, {free} free\nhint: free some space or choose another disk"
+    )]
     Space {
         /// The output.
         path: PathBuf,
@@ -123,7 +127,9 @@ impl Error {
         match self {
             Self::Space { .. } | Self::Bundle(B::DiskFull { .. }) => Fault::Space,
             Self::Package { source, .. } if disk_full(source) => Fault::Space,
-            Self::Package { .. } | Self::Threads { .. } | Self::Bundle(B::Io { .. }) => Fault::Unexpected,
+            Self::Package { .. } | Self::Threads { .. } | Self::Bundle(B::Io { .. }) => {
+                Fault::Unexpected
+            }
             _ => Fault::Input,
         }
     }
@@ -133,7 +139,9 @@ impl Error {
 pub(super) fn disk_full(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(e) = cause {
-        if e.downcast_ref::<std::io::Error>().is_some_and(crate::bundle::error::is_full) {
+        if e.downcast_ref::<std::io::Error>()
+            .is_some_and(crate::bundle::error::is_full)
+        {
             return true;
         }
         cause = e.source();

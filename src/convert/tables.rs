@@ -39,7 +39,11 @@ impl TableSpec {
 
     /// Bytes of data and scales.
     pub fn bytes(&self) -> u64 {
-        let scales = if self.format() == RowFormat::Fp16 { 0 } else { 2 };
+        let scales = if self.format() == RowFormat::Fp16 {
+            0
+        } else {
+            2
+        };
         self.rows as u64 * (self.format().row_bytes(self.dim) as u64 + scales)
     }
 }
@@ -97,12 +101,21 @@ pub(super) fn write_table(
 }
 
 /// One row into its bytes; returns its scale (1 for fp16 rows) and error.
-fn write_row(view: &TensorView<'_>, spec: &TableSpec, row: usize, out: &mut [u8]) -> Result<(f16, ErrorStats)> {
+fn write_row(
+    view: &TensorView<'_>,
+    spec: &TableSpec,
+    row: usize,
+    out: &mut [u8],
+) -> Result<(f16, ErrorStats)> {
     let start = row * spec.dim;
     let range = start..start + spec.dim;
     let mut exact = vec![0f32; spec.dim];
     view.read_f32(range.clone(), &mut exact)?;
-    let failed = |source| Error::Quantize { tensor: spec.tensor.to_string(), start, source };
+    let failed = |source| Error::Quantize {
+        tensor: spec.tensor.to_string(),
+        start,
+        source,
+    };
     let mut stats = ErrorStats::default();
     let mut integers = vec![0i8; spec.dim];
     let scale = match spec.scheme {
@@ -147,11 +160,20 @@ fn add_row(exact: &[f32], integers: &[i8], step: f64, stats: &mut ErrorStats) {
 /// The row as readers scale it must stay within fp16.
 fn check_range(spec: &TableSpec, row: usize, exact: &[f32], scale: f16) -> Result<()> {
     let max = exact.iter().fold(0f32, |m, w| m.max(w.abs()));
-    let stored = if spec.scheme == TableScheme::RowsFp16 { f64::from(max) } else { scale.to_f64() };
+    let stored = if spec.scheme == TableScheme::RowsFp16 {
+        f64::from(max)
+    } else {
+        scale.to_f64()
+    };
     if f16::from_f64(stored * spec.factor).is_finite() {
         return Ok(());
     }
-    Err(Error::RowRange { tensor: spec.tensor.to_string(), row, value: max, factor: spec.factor })
+    Err(Error::RowRange {
+        tensor: spec.tensor.to_string(),
+        row,
+        value: max,
+        factor: spec.factor,
+    })
 }
 
 /// Writes a tensor as fp16 values.
@@ -181,7 +203,11 @@ pub(super) fn write_fp16(
 }
 
 /// Writes a small tensor as fp32 values.
-pub(super) fn write_fp32(path: &Path, view: &TensorView<'_>, progress: &dyn Progress) -> Result<()> {
+pub(super) fn write_fp32(
+    path: &Path,
+    view: &TensorView<'_>,
+    progress: &dyn Progress,
+) -> Result<()> {
     let mut values = vec![0f32; view.len()];
     view.read_f32(0..view.len(), &mut values)?;
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -191,7 +217,12 @@ pub(super) fn write_fp32(path: &Path, view: &TensorView<'_>, progress: &dyn Prog
 }
 
 /// Writes the four RoPE tables, `rows` positions each, a row at a time.
-pub(super) fn write_rope(dir: &Path, sliding: &RopeSpec, full: &RopeSpec, rows: usize) -> Result<()> {
+pub(super) fn write_rope(
+    dir: &Path,
+    sliding: &RopeSpec,
+    full: &RopeSpec,
+    rows: usize,
+) -> Result<()> {
     for (pair, spec) in [sliding, full].into_iter().enumerate() {
         for (which, name) in layout::ROPE[pair * 2..pair * 2 + 2].iter().enumerate() {
             let path = dir.join(name);
@@ -204,7 +235,12 @@ pub(super) fn write_rope(dir: &Path, sliding: &RopeSpec, full: &RopeSpec, rows: 
     Ok(())
 }
 
-fn rope_table(out: &mut dyn Write, spec: &RopeSpec, rows: usize, sine: bool) -> std::io::Result<()> {
+fn rope_table(
+    out: &mut dyn Write,
+    spec: &RopeSpec,
+    rows: usize,
+    sine: bool,
+) -> std::io::Result<()> {
     npy::write_header(out, rows, spec.head_dim)?;
     let freqs = inv_freq(spec);
     let mut half_row = Vec::with_capacity(spec.head_dim);

@@ -9,7 +9,9 @@ use crate::checkpoint::TensorView;
 use crate::package::Part;
 use crate::progress::Progress;
 use crate::quantize::linear::{add_errors, quantize_int4_block, quantize_int8_channel};
-use crate::quantize::{BitPacker, ErrorStats, GroupResult, Grouping, Scheme, Scratch, palettize_group};
+use crate::quantize::{
+    BitPacker, ErrorStats, GroupResult, Grouping, Scheme, Scratch, palettize_group,
+};
 use half::f16;
 use rayon::prelude::*;
 use std::sync::Mutex;
@@ -60,7 +62,12 @@ pub(super) fn stream(
     sink: Sink<'_>,
 ) -> std::result::Result<ErrorStats, Stopped> {
     let [outputs, inputs] = matrix(&resolved.binding.source_shape);
-    let mut job = Job { view, buffers, progress, sink };
+    let mut job = Job {
+        view,
+        buffers,
+        progress,
+        sink,
+    };
     match resolved.scheme {
         Scheme::Fp16 => job.fp16(),
         Scheme::Palette { nbits, group } => {
@@ -68,7 +75,11 @@ pub(super) fn stream(
                 Grouping::Tensor => outputs * inputs,
                 Grouping::Channels(n) => n * inputs,
             };
-            if length > TILE { job.large_groups(nbits, length) } else { job.groups(nbits, length) }
+            if length > TILE {
+                job.large_groups(nbits, length)
+            } else {
+                job.groups(nbits, length)
+            }
         }
         Scheme::Int8Channel => job.linear(8, inputs, inputs),
         Scheme::Int4Block(block) => job.linear(4, inputs, block),
@@ -86,7 +97,9 @@ impl Job<'_> {
     /// Ranges of at most a tile, each whole multiples of `unit` values.
     fn tiles(&self, unit: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
         let (len, step) = (self.view.len(), (TILE / unit.max(1)).max(1) * unit.max(1));
-        (0..len).step_by(step).map(move |start| start..len.min(start.saturating_add(step)))
+        (0..len)
+            .step_by(step)
+            .map(move |start| start..len.min(start.saturating_add(step)))
     }
 
     fn write(&mut self, part: Part, bytes: &[u8]) -> std::io::Result<()> {
@@ -96,10 +109,18 @@ impl Job<'_> {
     fn fp16(&mut self) -> std::result::Result<ErrorStats, Stopped> {
         let mut total = ErrorStats::default();
         for tile in self.tiles(STRIP) {
-            let Buffers { floats, values, bytes, .. } = &mut *self.buffers;
+            let Buffers {
+                floats,
+                values,
+                bytes,
+                ..
+            } = &mut *self.buffers;
             floats.resize(tile.len(), 0.0);
             values.resize(tile.len(), f16::ZERO);
-            let strips = floats.par_chunks_mut(STRIP).zip(values.par_chunks_mut(STRIP)).enumerate();
+            let strips = floats
+                .par_chunks_mut(STRIP)
+                .zip(values.par_chunks_mut(STRIP))
+                .enumerate();
             let view = self.view;
             let strips: Vec<Result<ErrorStats>> = strips
                 .map(|(i, (exact, stored))| {
@@ -130,11 +151,20 @@ impl Job<'_> {
         let mut luts: Vec<f16> = Vec::new();
         let mut packer = BitPacker::new(nbits).map_err(|e| self.failed(0, e))?;
         for tile in self.tiles(length) {
-            let Buffers { values, codes, bytes, scratch, .. } = &mut *self.buffers;
+            let Buffers {
+                values,
+                codes,
+                bytes,
+                scratch,
+                ..
+            } = &mut *self.buffers;
             values.resize(tile.len(), f16::ZERO);
             codes.resize(tile.len(), 0);
             let (view, scratch) = (self.view, &*scratch);
-            let groups = values.par_chunks_mut(length).zip(codes.par_chunks_mut(length)).enumerate();
+            let groups = values
+                .par_chunks_mut(length)
+                .zip(codes.par_chunks_mut(length))
+                .enumerate();
             let groups: Vec<Result<GroupResult>> = groups
                 .map(|(i, (group, indices))| {
                     let start = tile.start + i * length;
@@ -149,7 +179,9 @@ impl Job<'_> {
                 luts.extend_from_slice(group.lut.entries());
             }
             bytes.clear();
-            packer.push(codes, bytes).map_err(|e| failed(view, tile.start, e))?;
+            packer
+                .push(codes, bytes)
+                .map_err(|e| failed(view, tile.start, e))?;
             (self.sink)(Part::Data, bytes)?;
             self.progress.advance(tile.len() as u64);
         }
@@ -158,7 +190,11 @@ impl Job<'_> {
     }
 
     /// Palettes for groups larger than a tile: each is read twice, for its histogram and for its indices.
-    fn large_groups(&mut self, nbits: u8, length: usize) -> std::result::Result<ErrorStats, Stopped> {
+    fn large_groups(
+        &mut self,
+        nbits: u8,
+        length: usize,
+    ) -> std::result::Result<ErrorStats, Stopped> {
         let mut total = ErrorStats::default();
         let mut luts: Vec<f16> = Vec::new();
         let mut packer = BitPacker::new(nbits).map_err(|e| self.failed(0, e))?;
@@ -173,14 +209,21 @@ impl Job<'_> {
             let result = scratch.fit(nbits).map_err(|e| self.failed(start, e))?;
             for tile in within(&group) {
                 self.read(&tile)?;
-                let Buffers { values, codes, bytes, .. } = &mut *self.buffers;
+                let Buffers {
+                    values,
+                    codes,
+                    bytes,
+                    ..
+                } = &mut *self.buffers;
                 codes.resize(tile.len(), 0);
                 let strips = values.par_chunks(STRIP).zip(codes.par_chunks_mut(STRIP));
                 let assigned: std::result::Result<(), _> =
                     strips.map(|(v, c)| scratch.assign(v, c)).collect();
                 assigned.map_err(|e| failed(self.view, tile.start, e))?;
                 bytes.clear();
-                packer.push(codes, bytes).map_err(|e| failed(self.view, tile.start, e))?;
+                packer
+                    .push(codes, bytes)
+                    .map_err(|e| failed(self.view, tile.start, e))?;
                 (self.sink)(Part::Data, bytes)?;
                 self.progress.advance(tile.len() as u64);
             }
@@ -203,10 +246,18 @@ impl Job<'_> {
         let mut packer = BitPacker::new(nbits).map_err(|e| self.failed(0, e))?;
         for tile in self.tiles(inputs) {
             self.read(&tile)?;
-            let Buffers { values, codes, bytes, .. } = &mut *self.buffers;
+            let Buffers {
+                values,
+                codes,
+                bytes,
+                ..
+            } = &mut *self.buffers;
             codes.resize(tile.len(), 0);
             let view = self.view;
-            let rows = values.par_chunks(inputs).zip(codes.par_chunks_mut(inputs)).enumerate();
+            let rows = values
+                .par_chunks(inputs)
+                .zip(codes.par_chunks_mut(inputs))
+                .enumerate();
             let rows: Vec<Result<(Vec<f16>, ErrorStats)>> = rows
                 .map(|(i, (row, codes))| {
                     linear_row(row, nbits, block, codes)
@@ -219,7 +270,9 @@ impl Job<'_> {
                 scales.extend(row_scales);
             }
             bytes.clear();
-            packer.push(codes, bytes).map_err(|e| failed(view, tile.start, e))?;
+            packer
+                .push(codes, bytes)
+                .map_err(|e| failed(view, tile.start, e))?;
             (self.sink)(Part::Data, bytes)?;
             self.progress.advance(tile.len() as u64);
         }
@@ -270,13 +323,20 @@ impl Job<'_> {
 }
 
 fn failed(view: &TensorView<'_>, start: usize, source: crate::quantize::Error) -> Error {
-    Error::Quantize { tensor: view.name.to_string(), start, source }
+    Error::Quantize {
+        tensor: view.name.to_string(),
+        start,
+        source,
+    }
 }
 
 /// The tiles of one large group.
 fn within(group: &std::ops::Range<usize>) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
     let end = group.end;
-    group.clone().step_by(TILE).map(move |start| start..end.min(start + TILE))
+    group
+        .clone()
+        .step_by(TILE)
+        .map(move |start| start..end.min(start + TILE))
 }
 
 /// One output channel to integers; int4 as two's complement nibbles, one per byte.
@@ -289,7 +349,10 @@ fn linear_row(
     let mut stats = ErrorStats::default();
     let mut scales = Vec::with_capacity(row.len().div_ceil(block.max(1)));
     let mut integers = vec![0i8; row.len()];
-    for (values, out) in row.chunks(block.max(1)).zip(integers.chunks_mut(block.max(1))) {
+    for (values, out) in row
+        .chunks(block.max(1))
+        .zip(integers.chunks_mut(block.max(1)))
+    {
         let scale = match nbits {
             8 => quantize_int8_channel(values, out)?,
             _ => quantize_int4_block(values, out)?,

@@ -6,7 +6,8 @@ use crate::bundle::{Bundle, NpyTable};
 use crate::checkpoint::Checkpoint;
 use crate::gemma::reference::{Cache, Keep, Reference};
 use crate::runtime::{
-    BoxError, ChainSpec, DecodeOptions, Decoder, Precision, RopeTable, RopeTables, Tensor, TokenRows,
+    BoxError, ChainSpec, DecodeOptions, Decoder, Overflow, Precision, RopeTable, RopeTables,
+    Tensor, TokenRows,
 };
 
 use super::error::{Error, Result};
@@ -139,6 +140,7 @@ pub struct BundleSubject {
     vocab: usize,
     /// Names of the states after the embedding; empty when they are not kept.
     states: Vec<String>,
+    overflows: Vec<(String, Overflow)>,
 }
 
 impl BundleSubject {
@@ -177,12 +179,27 @@ impl BundleSubject {
             hidden: bundle.config().hidden_size,
             vocab: bundle.config().vocab_size,
             states,
+            overflows: Vec::new(),
         })
     }
 
-    /// The decoder, with its counts of overflows.
-    pub fn decoder(&self) -> &Decoder {
-        &self.decoder
+    /// Values that became infinite in fp16, over all runs since opening, with the chunk each belongs to;
+    /// [`Overflow::first_run`] is the position in the run it was first seen in. Resets the model.
+    pub fn overflows(&mut self) -> Vec<(String, Overflow)> {
+        self.collect_overflows();
+        self.overflows.clone()
+    }
+
+    /// Takes over what the decoder counted; it forgets that with the next reset.
+    fn collect_overflows(&mut self) {
+        for (chunk, new) in self.decoder.overflows() {
+            let known = |(c, o): &&mut (String, Overflow)| c == chunk && o.value == new.value;
+            match self.overflows.iter_mut().find(known) {
+                Some((_, old)) => old.count += new.count,
+                None => self.overflows.push((chunk.to_string(), new.clone())),
+            }
+        }
+        self.decoder.reset();
     }
 
     fn embedding(&self, token: u32) -> Result<Vec<f32>> {
@@ -217,7 +234,7 @@ fn kept(step: &crate::runtime::StepOutput, name: &str, len: usize) -> Result<Vec
 
 impl Subject for BundleSubject {
     fn reset(&mut self) -> Result<()> {
-        self.decoder.reset();
+        self.collect_overflows();
         Ok(())
     }
 

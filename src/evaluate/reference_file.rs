@@ -95,7 +95,10 @@ impl ReferenceFile {
         let generated_ids = self.ids(&name("generated_ids"))?;
         let logits = self.info(&name("logits"))?;
         let vocab = logits.shape[1];
-        for (what, ids) in [("prompt_ids", &prompt_ids), ("generated_ids", &generated_ids)] {
+        for (what, ids) in [
+            ("prompt_ids", &prompt_ids),
+            ("generated_ids", &generated_ids),
+        ] {
             if let Some(id) = ids.iter().find(|id| **id as usize >= vocab) {
                 return Err(self.tensor_error(
                     &name(what),
@@ -135,19 +138,24 @@ impl ReferenceFile {
 
     fn check_prompt(&self, index: usize) -> Result<()> {
         let name = |what: &str| format!("p{index}.{what}");
-        let prompt = self.expect(&name("prompt_ids"), "[P], P > 0", |s| s.len() == 1 && s[0] > 0)?;
+        let prompt = self.expect(&name("prompt_ids"), "[P], P > 0", |s| {
+            s.len() == 1 && s[0] > 0
+        })?;
         let prompt_len = prompt.shape[0];
-        let generated =
-            self.expect(&name("generated_ids"), "[N], N > 0", |s| s.len() == 1 && s[0] > 0)?;
+        let generated = self.expect(&name("generated_ids"), "[N], N > 0", |s| {
+            s.len() == 1 && s[0] > 0
+        })?;
         let n = generated.shape[0];
         self.expect(&name("logits"), &format!("[{n}, V], V > 0"), |s| {
             s.len() == 2 && s[0] == n && s[1] > 0
         })?;
         if self.metadata.info(&name("hidden")).is_some() {
             let most = prompt_len + n;
-            self.expect(&name("hidden"), &format!("[L + 2, S, H], S at most {most}"), |s| {
-                s.len() == 3 && s[0] > 2 && s[1] > 0 && s[1] <= most && s[2] > 0
-            })?;
+            self.expect(
+                &name("hidden"),
+                &format!("[L + 2, S, H], S at most {most}"),
+                |s| s.len() == 3 && s[0] > 2 && s[1] > 0 && s[1] <= most && s[2] > 0,
+            )?;
         }
         for (what, allowed) in [
             ("prompt_ids", &[Dtype::I32, Dtype::I64][..]),
@@ -178,7 +186,11 @@ impl ReferenceFile {
         if good(&info.shape) {
             Ok(info)
         } else {
-            Err(self.tensor_error(name, format!("shape {expected}"), format!("{:?}", info.shape)))
+            Err(self.tensor_error(
+                name,
+                format!("shape {expected}"),
+                format!("{:?}", info.shape),
+            ))
         }
     }
 
@@ -204,7 +216,11 @@ impl ReferenceFile {
         let info = self.info(name)?;
         let (start, end) = info.data_offsets;
         let bytes = self.map[self.data_start..].get(start..end).ok_or_else(|| {
-            self.tensor_error(name, "offsets inside the file".into(), format!("{start}..{end}"))
+            self.tensor_error(
+                name,
+                "offsets inside the file".into(),
+                format!("{start}..{end}"),
+            )
         })?;
         Ok((bytes, info.dtype))
     }

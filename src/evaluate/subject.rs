@@ -56,8 +56,7 @@ pub fn teacher_forced(
     state_positions: usize,
     progress: &mut dyn FnMut(),
 ) -> Result<Run> {
-    let positions =
-        Trace::positions_to_run(prompt_ids.len(), generated_ids.len(), state_positions);
+    let positions = Trace::positions_to_run(prompt_ids.len(), generated_ids.len(), state_positions);
     check_length(subject, positions)?;
     subject.reset()?;
     let first_scored = prompt_ids.len().saturating_sub(1);

@@ -47,7 +47,11 @@ pub fn windows(ids: &[u32], length: usize) -> Result<Vec<Vec<u32>>> {
     }
     Ok(rest
         .chunks(length - 1)
-        .map(|chunk| std::iter::once(first).chain(chunk.iter().copied()).collect())
+        .map(|chunk| {
+            std::iter::once(first)
+                .chain(chunk.iter().copied())
+                .collect()
+        })
         .collect())
 }
 

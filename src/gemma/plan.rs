@@ -301,3 +301,7 @@ impl ModelPlan {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

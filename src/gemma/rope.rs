@@ -84,3 +84,121 @@ pub fn rows_of(spec: &RopeSpec, positions: Range<usize>) -> (Vec<f32>, Vec<f32>)
     }
     (cos, sin)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Units in the last place that a frequency may be off: transformers takes the power in f32.
+    const FREQ_ULPS: u32 = 1;
+    /// Largest difference of a sine or cosine whose angle is the same f32.
+    const SINE_TOLERANCE: f32 = 1e-6;
+
+    fn spec(theta: f64, head_dim: usize, rotated_pairs: usize, factor: f64) -> RopeSpec {
+        RopeSpec {
+            theta,
+            head_dim,
+            rotated_pairs,
+            factor,
+        }
+    }
+
+    /// Bits of frequencies that transformers 5.23 gives (`Gemma4TextRotaryEmbedding`), by pair.
+    #[test]
+    fn frequencies_of_transformers() {
+        let published_sliding: &[(usize, u32)] = &[
+            (0, 0x3f800000),
+            (1, 0x3f6e39f8),
+            (2, 0x3f5dafd7),
+            (5, 0x3f32a506),
+            (17, 0x3e96aaea),
+            (40, 0x3d6655c2),
+        ];
+        let published_full: &[(usize, u32)] = &[
+            (0, 0x3f800000),
+            (1, 0x3f728cf8),
+            (3, 0x3f59bc10),
+            (7, 0x3f2f75b1),
+            (20, 0x3eadfcff),
+            (60, 0x3d20bc1d),
+            (64, 0),
+            (255, 0),
+        ];
+        let odd_sliding: &[(usize, u32)] = &[
+            (0, 0x3f800000),
+            (1, 0x3eeda63c),
+            (2, 0x3e5c9d35),
+            (5, 0x3cb07dc6),
+        ];
+        let odd_full: &[(usize, u32)] = &[
+            (0, 0x3e000000),
+            (1, 0x3d804dce),
+            (3, 0x3c80e9f9),
+            (6, 0),
+            (7, 0),
+        ];
+        for (spec, expected) in [
+            (spec(1e4, 256, 128, 1.0), published_sliding),
+            (spec(1e6, 512, 64, 1.0), published_full),
+            (spec(1e4, 24, 12, 1.0), odd_sliding),
+            (spec(1e6, 40, 6, 8.0), odd_full),
+        ] {
+            let freqs = inv_freq(&spec);
+            assert_eq!(freqs.len(), spec.head_dim / 2);
+            assert_eq!(
+                freqs.iter().filter(|f| **f != 0.0).count(),
+                spec.rotated_pairs
+            );
+            for (pair, bits) in expected {
+                let off = freqs[*pair].to_bits().abs_diff(*bits);
+                assert!(off <= FREQ_ULPS, "{spec:?} pair {pair}: {off} ulps");
+            }
+        }
+    }
+
+    /// Sines and cosines of transformers 5.23 at position 4999.
+    #[test]
+    fn tables_of_transformers() {
+        const POSITION: usize = 4999;
+        for (spec, expected) in [
+            (
+                spec(1e4, 256, 128, 1.0),
+                &[
+                    (1, -0.718_583_9, 0.695_440_3),
+                    (17, 0.693_850_4, 0.720_119_2),
+                ][..],
+            ),
+            (
+                spec(1e6, 512, 64, 1.0),
+                &[
+                    (1, 0.407_022_45, -0.913_418_2),
+                    (60, 0.178_324_39, 0.983_971_8),
+                    (70, 1.0, 0.0),
+                ][..],
+            ),
+            (
+                spec(1e6, 40, 6, 8.0),
+                &[(3, -0.991_910_5, -0.126_939_25)][..],
+            ),
+        ] {
+            let (cos, sin) = rows_of(&spec, POSITION..POSITION + 2);
+            for &(pair, c, s) in expected {
+                for dim in [pair, pair + spec.head_dim / 2] {
+                    assert!(
+                        (cos[dim] - c).abs() <= SINE_TOLERANCE,
+                        "{spec:?} cos {dim}: {}",
+                        cos[dim]
+                    );
+                    assert!(
+                        (sin[dim] - s).abs() <= SINE_TOLERANCE,
+                        "{spec:?} sin {dim}: {}",
+                        sin[dim]
+                    );
+                }
+            }
+            let whole = table(&spec, POSITION + 2);
+            assert_eq!(whole.0[POSITION * spec.head_dim..], cos);
+            assert_eq!(whole.1[POSITION * spec.head_dim..], sin);
+        }
+    }
+}

@@ -18,8 +18,15 @@ use super::sums::{PlainSums, Sums, WideSums};
 /// Relative error of the objective above which the sums are taken again in double-double.
 pub const COST_TOLERANCE: f64 = 1e-7;
 
-/// Passes that follow the power law before chords take over.
-const POWER_LAW_PASSES: usize = 6;
+/// Passes with a guessed penalty before chords take over.
+const GUESSED_PASSES: usize = 6;
+
+/// Added to the count in the high-rate formulas, which makes them hold for few clusters too: the
+/// Gaussian's optimal costs (Max 1960) follow `(k + 0.85)^-2` from `k = 1` on.
+const SMALL_COUNT_OFFSET: f64 = 0.85;
+
+/// Slices of equal weight over which the first penalty takes the density.
+const DENSITY_SLICES: f64 = 256.0;
 
 /// Prefixes that the divide and conquer leaves to a plain loop.
 const LEAF: usize = 8;
@@ -123,13 +130,21 @@ fn objective(values: &[f64], weights: &[f64], ends: &[u32]) -> f64 {
 /// The penalty for which high-rate theory expects `k` clusters: with `I` the integral of the cube
 /// root of the density, the cost of `k` clusters is `I^3 / (12 k^2)`, and λ is minus its slope.
 fn penalty_guess(values: &[f64], weights: &[f64], k: usize) -> f64 {
-    let n = values.len();
-    let mut integral = 0.0;
-    for i in 0..n {
-        let width = (values[(i + 1).min(n - 1)] - values[i.saturating_sub(1)]) * 0.5;
-        integral += cube_root((weights[i] * (width * width)) as f32);
+    // Slices of equal weight: a density taken value by value would be mostly noise.
+    let slice = weights.iter().sum::<f64>() / DENSITY_SLICES;
+    let (mut integral, mut weight, mut start) = (0.0, 0.0, values[0]);
+    for (i, w) in weights.iter().enumerate() {
+        weight += w;
+        if weight >= slice || i + 1 == values.len() {
+            let end = values
+                .get(i + 1)
+                .map_or(values[i], |next| (values[i] + next) * 0.5);
+            let width = end - start;
+            integral += cube_root((weight * (width * width)) as f32);
+            (weight, start) = (0.0, end);
+        }
     }
-    let per_cluster = integral / k as f64;
+    let per_cluster = integral / (k as f64 + SMALL_COUNT_OFFSET);
     per_cluster * per_cluster * per_cluster / 6.0
 }
 
@@ -189,18 +204,16 @@ impl Pass {
         for pass in 0.. {
             let (a, b) = (self.fewer.ends.len(), self.more.ends.len());
             let inside = guess > self.more.penalty && guess < self.fewer.penalty;
-            let by_law = pass < POWER_LAW_PASSES && inside;
+            let guessed = pass < GUESSED_PASSES && inside;
             let chord = (self.fewer.cost - self.more.cost) / (b - a) as f64;
-            let penalty = if by_law { guess } else { chord };
+            let penalty = if guessed { guess } else { chord };
             self.run(sums, penalty);
             let links = self.found.ends.len();
             if links == k {
                 std::mem::swap(ends, &mut self.found.ends);
                 return;
             }
-            let ratio = links as f64 / k as f64;
-            guess = penalty * (ratio * ratio * ratio);
-            if !by_law {
+            if !guessed {
                 let on_chord = self.fewer.cost + chord * a as f64;
                 let below = on_chord - (self.found.cost + chord * links as f64);
                 if links <= a || links >= b || below <= noise {
@@ -214,7 +227,20 @@ impl Pass {
                 &mut self.more
             };
             std::mem::swap(side, &mut self.found);
+            guess = self.interpolate(k, penalty, links);
         }
+    }
+
+    /// The next penalty: between those of the two paths where both came from passes, else by the power
+    /// law from the last one.
+    fn interpolate(&self, k: usize, penalty: f64, links: usize) -> f64 {
+        let (fewer, more) = (&self.fewer, &self.more);
+        if fewer.penalty.is_finite() && more.penalty > 0.0 {
+            let (a, b) = (fewer.ends.len() as f64, more.ends.len() as f64);
+            return more.penalty + (fewer.penalty - more.penalty) * ((b - k as f64) / (b - a));
+        }
+        let ratio = (links as f64 + SMALL_COUNT_OFFSET) / (k as f64 + SMALL_COUNT_OFFSET);
+        penalty * (ratio * ratio * ratio)
     }
 
     /// The cheapest path with `penalty` per link, into `found`.
