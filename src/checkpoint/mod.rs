@@ -1,1 +1,29 @@
 //! A Hugging Face snapshot: config, memory-mapped safetensors, tokenizer, hub download.
+//!
+//! A snapshot is a directory with `config.json`, `model.safetensors` or shards with `model.safetensors.index.json`, and the
+//! tokenizer's files. [`Checkpoint::open`] reads the config, checks every safetensors header against its file and memory-maps
+//! the files through candle; weights are then read a range of elements at a time.
+//!
+//! Names are those of the text decoder without prefix (`layers.0.mlp.up_proj.weight`): `model.language_model.` in multimodal
+//! files, `model.` in text-only ones. Vision and audio tensors, an `lm_head.weight` that repeats the tied table, and the K and
+//! V weights that google's files carry for layers that share K and V, are passed over and counted.
+
+mod chat;
+mod clock;
+mod config;
+mod error;
+mod fields;
+mod header;
+mod hub;
+mod python_json;
+mod store;
+mod tensor;
+mod tokenizer;
+
+pub use chat::{ChatTemplate, Message, stop_ids};
+pub use config::{HeadConfig, LayerKind, RopeParameters, RopeType, TextConfig};
+pub use error::{Error, Result};
+pub use hub::{HubOptions, resolve, resolve_with};
+pub use store::{Checkpoint, PassedOver};
+pub use tensor::{StoredDType, TensorView};
+pub use tokenizer::{StreamDecoder, Tokenizer};

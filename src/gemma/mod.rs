@@ -1,1 +1,17 @@
-//! What Gemma 4 is: layer plan, KV roles, RoPE, and the f32 reference forward.
+//! What Gemma 4 is: layer plan, KV roles, head geometry, rotary embedding, and the f32 reference forward.
+//!
+//! [`ModelPlan`] turns a [`TextConfig`](crate::checkpoint::TextConfig) into what every layer is and which tensors it needs.
+//! [`rope`] makes the rotary tables. [`reference`] runs the decoder in f32 through candle, and is the reference for
+//! checkpoints without transformers output.
+
+mod error;
+mod layer;
+mod plan;
+pub mod reference;
+pub mod rope;
+mod weights;
+
+pub use crate::checkpoint::LayerKind;
+pub use error::{Error, Result};
+pub use plan::{HeadGeom, KvRole, LayerPlan, ModelPlan, Producers};
+pub use rope::RopeSpec;

@@ -1,0 +1,222 @@
+//! What can be wrong with a snapshot on disk or on the hub.
+
+use std::path::PathBuf;
+
+/// An error of this room. Every variant names the file, field or tensor at fault.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file cannot be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A directory that should hold a snapshot lacks a file.
+    #[error("{dir}: no {file}\nhint: {hint}")]
+    MissingFile {
+        /// The snapshot directory.
+        dir: PathBuf,
+        /// The file or files looked for.
+        file: String,
+        /// What to do about it.
+        hint: String,
+    },
+    /// A file is not the JSON it should be.
+    #[error("{path}: line {line}, column {column}: {message}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// One-based line.
+        line: usize,
+        /// Column as serde_json counts it.
+        column: usize,
+        /// What the parser said.
+        message: String,
+    },
+    /// A configuration field is absent.
+    #[error("{path}: `{field}` is missing, expected {expected}")]
+    MissingField {
+        /// The file.
+        path: PathBuf,
+        /// Dotted name of the field.
+        field: String,
+        /// What kind of value belongs there.
+        expected: String,
+    },
+    /// A configuration field has a value that makes no sense.
+    #[error("{path}: `{field}`: expected {expected}, got {got}")]
+    InvalidField {
+        /// The file.
+        path: PathBuf,
+        /// Dotted name of the field.
+        field: String,
+        /// What is allowed.
+        expected: String,
+        /// What is there.
+        got: String,
+    },
+    /// A configuration field asks for arithmetic that is not implemented.
+    #[error("{path}: `{field}` = {got} is not supported, supported: {supported}")]
+    UnsupportedField {
+        /// The file.
+        path: PathBuf,
+        /// Dotted name of the field.
+        field: String,
+        /// What is there.
+        got: String,
+        /// What is supported.
+        supported: String,
+    },
+    /// A safetensors file is damaged: truncated, or its header does not describe its bytes.
+    #[error("{path}: {what}: expected {expected}, got {got}")]
+    BadFile {
+        /// The file.
+        path: PathBuf,
+        /// The property that is wrong.
+        what: String,
+        /// What it should be.
+        expected: String,
+        /// What it is.
+        got: String,
+    },
+    /// A tensor's header entry is wrong.
+    #[error("{path}: tensor {tensor}: {what}: expected {expected}, got {got}")]
+    BadTensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's full name.
+        tensor: String,
+        /// The property that is wrong.
+        what: String,
+        /// What it should be.
+        expected: String,
+        /// What it is.
+        got: String,
+    },
+    /// A tensor that the model needs is in no file.
+    #[error("{dir}: tensor {tensor} is missing, expected shape {expected:?}")]
+    MissingTensor {
+        /// The snapshot directory.
+        dir: PathBuf,
+        /// Name without prefix.
+        tensor: String,
+        /// The shape that the config implies.
+        expected: Vec<usize>,
+    },
+    /// A tensor has another shape than the config implies.
+    #[error("{path}: tensor {tensor}: expected shape {expected:?}, got {got:?}")]
+    WrongShape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's full name.
+        tensor: String,
+        /// The shape that the config implies.
+        expected: Vec<usize>,
+        /// The shape in the file.
+        got: Vec<usize>,
+    },
+    /// A tensor is stored in a number format that is not read.
+    #[error("{path}: tensor {tensor}: dtype {got} is not supported, supported: BF16, F16, F32")]
+    UnsupportedDtype {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's full name.
+        tensor: String,
+        /// The dtype in the header.
+        got: String,
+    },
+    /// The same tensor is in two files, or twice in one.
+    #[error("tensor {tensor} is in {first} and again in {second}")]
+    DuplicateTensor {
+        /// The tensor's full name, or its name without prefix when two prefixes collide.
+        tensor: String,
+        /// Where it was seen first.
+        first: PathBuf,
+        /// Where it was seen again.
+        second: PathBuf,
+    },
+    /// The index names a file that does not hold the tensor.
+    #[error("{index}: tensor {tensor} should be in {shard}, which does not hold it")]
+    IndexMismatch {
+        /// The index file.
+        index: PathBuf,
+        /// The tensor's full name.
+        tensor: String,
+        /// The shard named.
+        shard: String,
+    },
+    /// A weight is NaN or infinite.
+    #[error("tensor {tensor}: element {index} is {value}, expected a finite number")]
+    NotFinite {
+        /// Name without prefix.
+        tensor: String,
+        /// Element index in row-major order.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
+    /// A finite weight is beyond fp16's largest value, 65504.
+    #[error("tensor {tensor}: element {index} is {value}, beyond the range of fp16 (65504)")]
+    Fp16Range {
+        /// Name without prefix.
+        tensor: String,
+        /// Element index in row-major order.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
+    /// Elements beyond the end of a tensor were asked for, or the buffer has another length.
+    #[error(
+        "tensor {tensor}: cannot read elements {start}..{end} of {len} into a buffer of {buffer}"
+    )]
+    Range {
+        /// Name without prefix.
+        tensor: String,
+        /// First element asked for.
+        start: usize,
+        /// One past the last element asked for.
+        end: usize,
+        /// Elements in the tensor.
+        len: usize,
+        /// Elements in the buffer.
+        buffer: usize,
+    },
+    /// The model argument is neither a directory nor a hub id.
+    #[error("{model}: neither a directory nor a hub id, expected a path or org/name[@revision]")]
+    BadModelId {
+        /// What was given.
+        model: String,
+    },
+    /// The hub refused or failed.
+    #[error("{model}: {message}\nhint: {hint}")]
+    Hub {
+        /// The hub id.
+        model: String,
+        /// What happened.
+        message: String,
+        /// What to do about it.
+        hint: String,
+    },
+    /// The tokenizer cannot be loaded or refused its input.
+    #[error("{path}: {message}")]
+    Tokenizer {
+        /// The tokenizer file.
+        path: PathBuf,
+        /// What the tokenizers library said.
+        message: String,
+    },
+    /// The chat template cannot be compiled or rendered.
+    #[error("{path}: chat template: {message}")]
+    Template {
+        /// The file that holds the template.
+        path: PathBuf,
+        /// What the template engine said, with its line.
+        message: String,
+    },
+}
+
+/// Result of this room.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,155 @@
+//! A text tensor in a memory-mapped file, read a range of elements at a time.
+
+use std::ops::Range;
+
+use half::{bf16, f16};
+
+use super::error::{Error, Result};
+
+/// Number formats that weights are read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum StoredDType {
+    /// bfloat16.
+    Bf16,
+    /// IEEE half.
+    F16,
+    /// IEEE single.
+    F32,
+}
+
+impl StoredDType {
+    /// Bytes of an element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::Bf16 | Self::F16 => 2,
+            Self::F32 => 4,
+        }
+    }
+
+    /// The name in a safetensors header.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "BF16",
+            Self::F16 => "F16",
+            Self::F32 => "F32",
+        }
+    }
+
+    /// The format of a safetensors name, `None` for one that weights are not read from.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "BF16" => Some(Self::Bf16),
+            "F16" => Some(Self::F16),
+            "F32" => Some(Self::F32),
+            _ => None,
+        }
+    }
+}
+
+/// A tensor of the text decoder. Nothing is read until a range is asked for.
+#[derive(Debug, Clone)]
+pub struct TensorView<'a> {
+    /// Name without prefix.
+    pub name: &'a str,
+    /// Shape in the file, row-major.
+    pub shape: Vec<usize>,
+    pub(super) dtype: StoredDType,
+    /// Little-endian elements; the length is checked against shape and dtype when the file is opened.
+    pub(super) bytes: &'a [u8],
+}
+
+impl<'a> TensorView<'a> {
+    /// Number format in the file.
+    pub fn dtype(&self) -> StoredDType {
+        self.dtype
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.bytes.len() / self.dtype.size()
+    }
+
+    /// True when a dim is 0.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// The bytes in the file: little-endian elements.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// Reads elements `range` as f32, exactly. `out` has the length of the range. A NaN or an infinity is an error.
+    pub fn read_f32(&self, range: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let bytes = self.slice(&range, out.len())?;
+        match self.dtype {
+            StoredDType::Bf16 => convert(bytes, out, |b: [u8; 2]| bf16::from_le_bytes(b).to_f32()),
+            StoredDType::F16 => convert(bytes, out, |b: [u8; 2]| f16::from_le_bytes(b).to_f32()),
+            StoredDType::F32 => convert(bytes, out, f32::from_le_bytes),
+        }
+        match out.iter().position(|v| !v.is_finite()) {
+            Some(at) => Err(self.not_finite(range.start + at, out[at])),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads elements `range` as fp16, rounded to nearest even. `out` has the length of the range. A NaN, an infinity, or a
+    /// value that rounds beyond 65504 is an error.
+    pub fn read_f16(&self, range: Range<usize>, out: &mut [f16]) -> Result<()> {
+        let bytes = self.slice(&range, out.len())?;
+        match self.dtype {
+            StoredDType::Bf16 => convert(bytes, out, |b: [u8; 2]| {
+                f16::from_f32(bf16::from_le_bytes(b).to_f32())
+            }),
+            StoredDType::F16 => convert(bytes, out, f16::from_le_bytes),
+            StoredDType::F32 => convert(bytes, out, |b: [u8; 4]| {
+                f16::from_f32(f32::from_le_bytes(b))
+            }),
+        }
+        let Some(at) = out.iter().position(|v| !v.is_finite()) else {
+            return Ok(());
+        };
+        let index = range.start + at;
+        let mut value = [0.0];
+        self.read_f32(index..index + 1, &mut value)?;
+        Err(Error::Fp16Range {
+            tensor: self.name.to_string(),
+            index,
+            value: value[0],
+        })
+    }
+
+    fn slice(&self, range: &Range<usize>, buffer: usize) -> Result<&'a [u8]> {
+        let size = self.dtype.size();
+        let bytes = (|| {
+            let start = range.start.checked_mul(size)?;
+            let end = range.end.checked_mul(size)?;
+            self.bytes.get(start..end)
+        })();
+        bytes
+            .filter(|b| b.len() / size == buffer)
+            .ok_or_else(|| Error::Range {
+                tensor: self.name.to_string(),
+                start: range.start,
+                end: range.end,
+                len: self.len(),
+                buffer,
+            })
+    }
+
+    fn not_finite(&self, index: usize, value: f32) -> Error {
+        Error::NotFinite {
+            tensor: self.name.to_string(),
+            index,
+            value,
+        }
+    }
+}
+
+/// Converts little-endian elements of `N` bytes.
+fn convert<const N: usize, T>(bytes: &[u8], out: &mut [T], one: impl Fn([u8; N]) -> T) {
+    let (elements, _) = bytes.as_chunks::<N>();
+    for (slot, element) in out.iter_mut().zip(elements) {
+        *slot = one(*element);
+    }
+}
