@@ -49,20 +49,33 @@ pub struct ArchiveReport {
 
 /// Packs the bundle in `dir` into the zip file `output`. The bundle is opened first and each file compared with its hash in
 /// provenance.json. An existing `output` is [`Error::Exists`] unless `replace`.
-pub fn pack(dir: &Path, output: &Path, replace: bool, progress: &dyn Progress) -> Result<ArchiveReport> {
+pub fn pack(
+    dir: &Path,
+    output: &Path,
+    replace: bool,
+    progress: &dyn Progress,
+) -> Result<ArchiveReport> {
     let bundle = Bundle::open(dir)?;
     let known = &bundle.provenance().files;
     let names = files::list(dir)?;
     for name in &names {
         if !known.contains_key(name) && name != layout::PROVENANCE {
-            return Err(Error::Foreign { path: dir.join(name), reason: "not a file of this bundle" });
+            return Err(Error::Foreign {
+                path: dir.join(name),
+                reason: "not a file of this bundle",
+            });
         }
     }
     if fs::symlink_metadata(output).is_ok() && !replace {
-        return Err(Error::Exists { path: output.to_path_buf() });
+        return Err(Error::Exists {
+            path: output.to_path_buf(),
+        });
     }
     let Some(partial) = files::partial_sibling(output) else {
-        return Err(Error::Foreign { path: output.to_path_buf(), reason: "not a name for a file" });
+        return Err(Error::Foreign {
+            path: output.to_path_buf(),
+            reason: "not a name for a file",
+        });
     };
     progress.begin("pack", known.values().map(|r| r.bytes).sum());
     let result = write_archive(dir, &names, known, &partial, progress);
@@ -72,7 +85,11 @@ pub fn pack(dir: &Path, output: &Path, replace: bool, progress: &dyn Progress) -
             fs::rename(&partial, output).map_err(writing(output))?;
             let parent = output.parent().filter(|p| !p.as_os_str().is_empty());
             files::sync_dir(parent.unwrap_or(Path::new(".")))?;
-            Ok(ArchiveReport { output: output.to_path_buf(), files: names.len(), bytes })
+            Ok(ArchiveReport {
+                output: output.to_path_buf(),
+                files: names.len(),
+                bytes,
+            })
         }
         Err(e) => {
             if !matches!(e, Error::Locked { .. }) {
@@ -90,31 +107,50 @@ fn write_archive(
     partial: &Path,
     progress: &dyn Progress,
 ) -> Result<u64> {
-    let file = File::options().create(true).truncate(false).write(true).open(partial);
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(partial);
     let file = file.map_err(writing(partial))?;
     if file.try_lock().is_err() {
-        return Err(Error::Locked { path: partial.to_path_buf() });
+        return Err(Error::Locked {
+            path: partial.to_path_buf(),
+        });
     }
     file.set_len(0).map_err(writing(partial))?;
     let mut zip = ZipWriter::new(BufWriter::with_capacity(COPY_BUFFER, file));
-    let mut manifest = Manifest { format: FORMAT, tool: tool(), files: BTreeMap::new() };
+    let mut manifest = Manifest {
+        format: FORMAT,
+        tool: tool(),
+        files: BTreeMap::new(),
+    };
     for name in names {
         progress.item(name);
         let path = dir.join(name);
         let mut source = File::open(&path).map_err(at(&path))?;
         let bytes = source.metadata().map_err(at(&path))?.len();
-        zip.start_file(name, options(bytes)).map_err(zip_writing(partial))?;
-        let record = copy(&mut source, &mut zip, u64::MAX, progress)
-            .map_err(|e| e.at(&path, partial))?;
+        zip.start_file(name, options(bytes))
+            .map_err(zip_writing(partial))?;
+        let record =
+            copy(&mut source, &mut zip, u64::MAX, progress).map_err(|e| e.at(&path, partial))?;
         if let Some(expected) = known.get(name).filter(|r| **r != record) {
             let (expected, got) = (expected.sha256.clone(), record.sha256);
-            return Err(Error::Content { path, what: "sha256", expected, got });
+            return Err(Error::Content {
+                path,
+                what: "sha256",
+                expected,
+                got,
+            });
         }
         manifest.files.insert(name.clone(), record);
     }
-    let text = serde_json::to_vec_pretty(&manifest)
-        .map_err(|e| Error::Json { path: MANIFEST.into(), reason: e.to_string() })?;
-    zip.start_file(MANIFEST, options(text.len() as u64)).map_err(zip_writing(partial))?;
+    let text = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::Json {
+        path: MANIFEST.into(),
+        reason: e.to_string(),
+    })?;
+    zip.start_file(MANIFEST, options(text.len() as u64))
+        .map_err(zip_writing(partial))?;
     zip.write_all(&text).map_err(writing(partial))?;
     let mut out = zip.finish().map_err(zip_writing(partial))?;
     out.flush().map_err(writing(partial))?;
@@ -137,18 +173,31 @@ fn options(bytes: u64) -> SimpleFileOptions {
 
 /// Unpacks `archive` into the directory `output`, which must not exist unless `replace` (then it must be a bundle).
 /// Nothing appears at `output` unless every entry is right and the bundle opens.
-pub fn unpack(archive: &Path, output: &Path, replace: bool, progress: &dyn Progress) -> Result<ArchiveReport> {
+pub fn unpack(
+    archive: &Path,
+    output: &Path,
+    replace: bool,
+    progress: &dyn Progress,
+) -> Result<ArchiveReport> {
     let file = File::open(archive).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => {
-            Error::Missing { path: archive.to_path_buf(), hint: "name the archive to unpack" }
-        }
-        _ => Error::Io { path: archive.to_path_buf(), source: e },
+        std::io::ErrorKind::NotFound => Error::Missing {
+            path: archive.to_path_buf(),
+            hint: "name the archive to unpack",
+        },
+        _ => Error::Io {
+            path: archive.to_path_buf(),
+            source: e,
+        },
     })?;
-    let mut zip = ZipArchive::new(BufReader::new(file)).map_err(|e| damaged(archive, "archive", e))?;
+    let mut zip =
+        ZipArchive::new(BufReader::new(file)).map_err(|e| damaged(archive, "archive", e))?;
     let manifest = read_manifest(&mut zip, archive)?;
     let staging = Staging::lock(output, replace)?;
     staging.clear()?;
-    let bytes = manifest.files.values().fold(0u64, |n, r| n.saturating_add(r.bytes));
+    let bytes = manifest
+        .files
+        .values()
+        .fold(0u64, |n, r| n.saturating_add(r.bytes));
     let result = check_space(staging.output(), bytes).and_then(|()| {
         let content = staging.content()?;
         progress.begin("unpack", bytes);
@@ -192,7 +241,11 @@ fn check_space(output: &Path, bytes: u64) -> Result<()> {
 /// Reads the manifest and checks that it lists exactly the other entries, under harmless names.
 fn read_manifest(zip: &mut ZipArchive<BufReader<File>>, archive: &Path) -> Result<Manifest> {
     let bad = |entry: &str, reason: String| {
-        Err(Error::Archive { path: archive.to_path_buf(), entry: entry.into(), reason })
+        Err(Error::Archive {
+            path: archive.to_path_buf(),
+            entry: entry.into(),
+            reason,
+        })
     };
     let mut text = Vec::new();
     match zip.by_name(MANIFEST) {
@@ -208,11 +261,17 @@ fn read_manifest(zip: &mut ZipArchive<BufReader<File>>, archive: &Path) -> Resul
         Err(e) => return bad(MANIFEST, e.to_string()),
     };
     if manifest.format != FORMAT {
-        return bad(MANIFEST, format!("format: expected {FORMAT}, got {}", manifest.format));
+        return bad(
+            MANIFEST,
+            format!("format: expected {FORMAT}, got {}", manifest.format),
+        );
     }
     if zip.len() != manifest.files.len() + 1 {
         let listed = manifest.files.len();
-        return bad("archive", format!("{listed} files listed, {} entries", zip.len()));
+        return bad(
+            "archive",
+            format!("{listed} files listed, {} entries", zip.len()),
+        );
     }
     for name in manifest.files.keys() {
         if !harmless(name) || name == MANIFEST {
@@ -230,7 +289,9 @@ fn read_manifest(zip: &mut ZipArchive<BufReader<File>>, archive: &Path) -> Resul
 fn harmless(name: &str) -> bool {
     let odd = |c: char| c.is_control() || matches!(c, '\\' | ':');
     name.len() <= 1024
-        && name.split('/').all(|part| !matches!(part, "" | "." | "..") && !part.contains(odd))
+        && name
+            .split('/')
+            .all(|part| !matches!(part, "" | "." | "..") && !part.contains(odd))
 }
 
 fn extract(
@@ -243,14 +304,22 @@ fn extract(
     for (name, expected) in &manifest.files {
         progress.item(name);
         let bad = |reason: String| {
-            Err(Error::Archive { path: archive.to_path_buf(), entry: name.clone(), reason })
+            Err(Error::Archive {
+                path: archive.to_path_buf(),
+                entry: name.clone(),
+                reason,
+            })
         };
         let mut entry = zip.by_name(name).map_err(|e| damaged(archive, name, e))?;
         if entry.is_dir() || entry.is_symlink() || entry.encrypted() {
             return bad("not a plain file".into());
         }
         if entry.size() != expected.bytes {
-            return bad(format!("size: expected {}, got {}", expected.bytes, entry.size()));
+            return bad(format!(
+                "size: expected {}, got {}",
+                expected.bytes,
+                entry.size()
+            ));
         }
         let target = content.join(name);
         if let Some(parent) = target.parent() {
@@ -267,7 +336,10 @@ fn extract(
             },
         })?;
         if got != *expected {
-            return bad(format!("sha256: expected {}, got {}", expected.sha256, got.sha256));
+            return bad(format!(
+                "sha256: expected {}, got {}",
+                expected.sha256, got.sha256
+            ));
         }
     }
     Ok(())
@@ -301,7 +373,10 @@ fn copy(
     loop {
         let n = from.read(&mut buffer).map_err(CopyError::Read)?;
         if n == 0 {
-            return Ok(FileRecord { bytes, sha256: files::hex(&hash.finalize()) });
+            return Ok(FileRecord {
+                bytes,
+                sha256: files::hex(&hash.finalize()),
+            });
         }
         bytes += n as u64;
         if bytes > limit {
@@ -314,7 +389,11 @@ fn copy(
 }
 
 fn damaged(archive: &Path, entry: &str, e: ZipError) -> Error {
-    Error::Archive { path: archive.to_path_buf(), entry: entry.into(), reason: e.to_string() }
+    Error::Archive {
+        path: archive.to_path_buf(),
+        entry: entry.into(),
+        reason: e.to_string(),
+    }
 }
 
 fn zip_writing(path: &Path) -> impl FnOnce(ZipError) -> Error + '_ {

@@ -51,12 +51,15 @@ pub(super) fn chunks(config: &BundleConfig, chunks: &[Chunk]) -> Result<()> {
 fn features(chunk: &Chunk) -> Result<Features> {
     let package = &chunk.package;
     let name = package.default_function();
-    let function = package.functions().get(name).ok_or_else(|| Error::Feature {
-        chunk: chunk.name.clone(),
-        feature: "default function".into(),
-        expected: "a function of the package".into(),
-        got: name.to_string(),
-    })?;
+    let function = package
+        .functions()
+        .get(name)
+        .ok_or_else(|| Error::Feature {
+            chunk: chunk.name.clone(),
+            feature: "default function".into(),
+            expected: "a function of the package".into(),
+            got: name.to_string(),
+        })?;
     Ok(Features {
         inputs: function
             .inputs
@@ -131,8 +134,22 @@ fn caches(config: &BundleConfig, chunk: &str, f: &Features) -> Result<()> {
         let (t, back) = match (f.input(&input), f.output(&output)) {
             (None, None) => continue,
             (Some(t), Some(back)) => (t, back),
-            (Some(_), None) => return wrong(chunk, &output, "an output, as there is such an input", "none"),
-            (None, Some(_)) => return wrong(chunk, &input, "an input, as there is such an output", "none"),
+            (Some(_), None) => {
+                return wrong(
+                    chunk,
+                    &output,
+                    "an output, as there is such an input",
+                    "none",
+                );
+            }
+            (None, Some(_)) => {
+                return wrong(
+                    chunk,
+                    &input,
+                    "an input, as there is such an output",
+                    "none",
+                );
+            }
         };
         let (heads, length) = if name.ends_with("sliding") {
             (config.num_key_value_heads, config.sliding_window)
@@ -140,7 +157,14 @@ fn caches(config: &BundleConfig, chunk: &str, f: &Features) -> Result<()> {
             (config.full_kv_heads(), config.context_length)
         };
         let slots = t.shape.first().copied().unwrap_or(0).max(1);
-        expect(chunk, &input, t, DType::Fp16, &[slots, heads, length, dim], "model_config.json")?;
+        expect(
+            chunk,
+            &input,
+            t,
+            DType::Fp16,
+            &[slots, heads, length, dim],
+            "model_config.json",
+        )?;
         expect(chunk, &output, back, DType::Fp16, &t.shape, &input)?;
     }
     Ok(())
@@ -148,7 +172,8 @@ fn caches(config: &BundleConfig, chunk: &str, f: &Features) -> Result<()> {
 
 fn outputs(config: &BundleConfig, chunk: &str, f: &Features, last: bool) -> Result<()> {
     let hidden = [1, 1, config.hidden_size];
-    let mut needed: Vec<(&str, DType, &[usize])> = vec![("hidden_states_out", DType::Fp16, &hidden)];
+    let mut needed: Vec<(&str, DType, &[usize])> =
+        vec![("hidden_states_out", DType::Fp16, &hidden)];
     if last {
         needed.push(("token_id", DType::Int32, &[1]));
         needed.push(("token_logit", DType::Fp16, &[1]));
@@ -164,10 +189,16 @@ fn outputs(config: &BundleConfig, chunk: &str, f: &Features, last: bool) -> Resu
 
 /// What a chunk takes from earlier ones must be given by one of them, in the same shape.
 fn carried(chunk: &str, f: &Features, earlier: &[(String, Features)]) -> Result<()> {
-    let pairs = SHARED.iter().map(|n| (*n, *n)).chain([("per_layer_combined", "per_layer_combined_out")]);
+    let pairs = SHARED
+        .iter()
+        .map(|n| (*n, *n))
+        .chain([("per_layer_combined", "per_layer_combined_out")]);
     for (input, output) in pairs {
         let Some(t) = f.input(input) else { continue };
-        let giver = earlier.iter().rev().find_map(|(n, e)| e.output(output).map(|o| (n, o)));
+        let giver = earlier
+            .iter()
+            .rev()
+            .find_map(|(n, e)| e.output(output).map(|o| (n, o)));
         match giver {
             Some((n, o)) => expect(chunk, input, t, o.dtype, &o.shape, &format!("{n}'s output"))?,
             None => return wrong(chunk, input, "an earlier chunk with that output", "none"),
@@ -179,10 +210,16 @@ fn carried(chunk: &str, f: &Features, earlier: &[(String, Features)]) -> Result<
 /// Enough cache slots for every layer that owns K and V.
 fn slots(config: &BundleConfig, chunks: &[(String, Features)]) -> Result<()> {
     let owners = &config.layer_types[..config.num_layers - config.num_kv_shared_layers];
-    for (input, kind) in [("K_sliding_in", "sliding_attention"), ("K_full_in", "full_attention")] {
+    for (input, kind) in [
+        ("K_sliding_in", "sliding_attention"),
+        ("K_full_in", "full_attention"),
+    ] {
         let needed = owners.iter().filter(|k| *k == kind).count();
-        let found: usize =
-            chunks.iter().filter_map(|(_, f)| f.input(input)).filter_map(|t| t.shape.first()).sum();
+        let found: usize = chunks
+            .iter()
+            .filter_map(|(_, f)| f.input(input))
+            .filter_map(|t| t.shape.first())
+            .sum();
         if found < needed {
             let expected = format!("{needed} slots in all chunks, one for each {kind} layer");
             return wrong(&chunks[0].0, input, &expected, &found.to_string());
@@ -191,11 +228,23 @@ fn slots(config: &BundleConfig, chunks: &[(String, Features)]) -> Result<()> {
     Ok(())
 }
 
-fn expect(chunk: &str, feature: &str, t: &TensorType, dtype: DType, shape: &[usize], by: &str) -> Result<()> {
+fn expect(
+    chunk: &str,
+    feature: &str,
+    t: &TensorType,
+    dtype: DType,
+    shape: &[usize],
+    by: &str,
+) -> Result<()> {
     if t.dtype == dtype && t.shape == shape {
         return Ok(());
     }
-    wrong(chunk, feature, &format!("{dtype} {shape:?} as {by} says"), &format!("{} {:?}", t.dtype, t.shape))
+    wrong(
+        chunk,
+        feature,
+        &format!("{dtype} {shape:?} as {by} says"),
+        &format!("{} {:?}", t.dtype, t.shape),
+    )
 }
 
 fn wrong(chunk: &str, feature: &str, expected: &str, got: &str) -> Result<()> {

@@ -103,8 +103,10 @@ impl BundleConfig {
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(layout::MODEL_CONFIG);
         let text = std::fs::read(&path).map_err(at(&path))?;
-        let config: Self = serde_json::from_slice(&text)
-            .map_err(|e| Error::Json { path: path.clone(), reason: e.to_string() })?;
+        let config: Self = serde_json::from_slice(&text).map_err(|e| Error::Json {
+            path: path.clone(),
+            reason: e.to_string(),
+        })?;
         config.check()?;
         Ok(config)
     }
@@ -126,7 +128,8 @@ impl BundleConfig {
 
     /// KV heads of full layers.
     pub fn full_kv_heads(&self) -> usize {
-        self.num_global_key_value_heads.unwrap_or(self.num_key_value_heads)
+        self.num_global_key_value_heads
+            .unwrap_or(self.num_key_value_heads)
     }
 
     /// Rows of the per-layer table.
@@ -159,25 +162,57 @@ impl BundleConfig {
             }
         }
         if self.per_layer_dim > MAX_SIZE {
-            return wrong("per_layer_dim", &format!("at most {MAX_SIZE}"), &self.per_layer_dim.to_string());
+            return wrong(
+                "per_layer_dim",
+                &format!("at most {MAX_SIZE}"),
+                &self.per_layer_dim.to_string(),
+            );
         }
         if self.num_hidden_layers.is_some_and(|n| n != self.num_layers) {
-            return wrong("num_hidden_layers", &self.num_layers.to_string(), &format!("{:?}", self.num_hidden_layers));
+            return wrong(
+                "num_hidden_layers",
+                &self.num_layers.to_string(),
+                &format!("{:?}", self.num_hidden_layers),
+            );
         }
         if self.layer_types.len() != self.num_layers {
-            return wrong("layer_types", &format!("{} entries", self.num_layers), &self.layer_types.len().to_string());
+            return wrong(
+                "layer_types",
+                &format!("{} entries", self.num_layers),
+                &self.layer_types.len().to_string(),
+            );
         }
-        if let Some(kind) = self.layer_types.iter().find(|k| *k != "sliding_attention" && *k != "full_attention") {
+        if let Some(kind) = self
+            .layer_types
+            .iter()
+            .find(|k| *k != "sliding_attention" && *k != "full_attention")
+        {
             return wrong("layer_types", "sliding_attention or full_attention", kind);
         }
         if self.num_kv_shared_layers >= self.num_layers {
-            return wrong("num_kv_shared_layers", &format!("below {}", self.num_layers), &self.num_kv_shared_layers.to_string());
+            return wrong(
+                "num_kv_shared_layers",
+                &format!("below {}", self.num_layers),
+                &self.num_kv_shared_layers.to_string(),
+            );
         }
         if !(self.embed_scale.is_finite() && self.embed_scale > 0.0) {
-            return wrong("embed_scale", "a positive number", &self.embed_scale.to_string());
+            return wrong(
+                "embed_scale",
+                "a positive number",
+                &self.embed_scale.to_string(),
+            );
         }
-        if self.per_layer_dim > 0 && !self.per_layer_embed_scale.is_some_and(|s| s.is_finite() && s > 0.0) {
-            return wrong("per_layer_embed_scale", "a positive number", &format!("{:?}", self.per_layer_embed_scale));
+        if self.per_layer_dim > 0
+            && !self
+                .per_layer_embed_scale
+                .is_some_and(|s| s.is_finite() && s > 0.0)
+        {
+            return wrong(
+                "per_layer_embed_scale",
+                "a positive number",
+                &format!("{:?}", self.per_layer_embed_scale),
+            );
         }
         self.check_chunks()
     }
@@ -187,7 +222,8 @@ impl BundleConfig {
             return wrong("chunks", "at least one name", "[]");
         }
         for (i, name) in self.chunks.iter().enumerate() {
-            let plain = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+            let plain =
+                !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
             if !plain {
                 return wrong("chunks", "names of letters, digits and _", name);
             }
@@ -203,5 +239,9 @@ impl BundleConfig {
 const MAX_SIZE: usize = 1 << 26;
 
 fn wrong(field: &'static str, expected: &str, got: &str) -> Result<()> {
-    Err(Error::Config { field, expected: expected.into(), got: got.into() })
+    Err(Error::Config {
+        field,
+        expected: expected.into(),
+        got: got.into(),
+    })
 }

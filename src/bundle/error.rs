@@ -68,7 +68,7 @@ pub enum Error {
         /// The chunk.
         chunk: String,
         /// The reader's reason.
-        source: crate::package::Error,
+        source: Box<crate::package::Error>,
     },
     /// A chunk's feature disagrees with the config or with another chunk.
     #[error("{chunk}.mlpackage: {feature}: expected {expected}, got {got}")]
@@ -123,7 +123,9 @@ pub enum Error {
         reason: &'static str,
     },
     /// The disk, a quota or a file size limit was reached. What was finished is kept.
-    #[error("{path}: no space: {source}\nhint: free some and run the same command again; finished parts are kept")]
+    #[error(
+        "{path}: no space: {source}\nhint: free some and run the same command again; finished parts are kept"
+    )]
     DiskFull {
         /// What was being written.
         path: PathBuf,
@@ -171,7 +173,10 @@ pub(crate) fn at(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Error
                 hint: "the bundle is not complete: convert again",
             }
         } else {
-            Error::Io { path: path.to_path_buf(), source }
+            Error::Io {
+                path: path.to_path_buf(),
+                source,
+            }
         }
     }
 }
@@ -180,12 +185,19 @@ pub(crate) fn at(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Error
 pub(crate) fn writing(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Error + '_ {
     move |source| {
         let path = path.to_path_buf();
-        if is_full(&source) { Error::DiskFull { path, source } } else { Error::Io { path, source } }
+        if is_full(&source) {
+            Error::DiskFull { path, source }
+        } else {
+            Error::Io { path, source }
+        }
     }
 }
 
 /// Whether an I/O error says that no more can be written.
 pub(crate) fn is_full(e: &std::io::Error) -> bool {
     use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull, WriteZero};
-    matches!(e.kind(), FileTooLarge | QuotaExceeded | StorageFull | WriteZero)
+    matches!(
+        e.kind(),
+        FileTooLarge | QuotaExceeded | StorageFull | WriteZero
+    )
 }

@@ -13,10 +13,12 @@ pub(crate) const COPY_BUFFER: usize = 1 << 20;
 /// Lower-case hex of `bytes`.
 pub fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut s, b| {
-        let _ = write!(s, "{b:02x}");
-        s
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut s, b| {
+            let _ = write!(s, "{b:02x}");
+            s
+        })
 }
 
 /// Size and SHA-256 of a file.
@@ -33,13 +35,21 @@ pub fn record(path: &Path) -> Result<FileRecord> {
         hash.update(&buffer[..n]);
         bytes += n as u64;
     }
-    Ok(FileRecord { bytes, sha256: hex(&hash.finalize()) })
+    Ok(FileRecord {
+        bytes,
+        sha256: hex(&hash.finalize()),
+    })
 }
 
 /// Checks a file against what was recorded of it.
 pub fn verify(path: &Path, expected: &FileRecord) -> Result<()> {
     let wrong = |what, expected: String, got: String| {
-        Err(Error::Content { path: path.to_path_buf(), what, expected, got })
+        Err(Error::Content {
+            path: path.to_path_buf(),
+            what,
+            expected,
+            got,
+        })
     };
     let bytes = fs::metadata(path).map_err(at(path))?.len();
     if bytes != expected.bytes {
@@ -60,7 +70,12 @@ pub fn list(dir: &Path) -> Result<Vec<String>> {
         for entry in fs::read_dir(&path).map_err(at(&path))? {
             let entry = entry.map_err(at(&path))?;
             let kind = entry.file_type().map_err(at(&path))?;
-            let foreign = |reason| Err(Error::Foreign { path: entry.path(), reason });
+            let foreign = |reason| {
+                Err(Error::Foreign {
+                    path: entry.path(),
+                    reason,
+                })
+            };
             let Ok(name) = entry.file_name().into_string() else {
                 return foreign("its name is not UTF-8");
             };
@@ -97,7 +112,9 @@ pub fn copy_synced(from: &Path, to: &Path) -> Result<()> {
 
 /// Brings a directory's entries to the disk.
 pub fn sync_dir(dir: &Path) -> Result<()> {
-    File::open(dir).and_then(|d| d.sync_all()).map_err(writing(dir))
+    File::open(dir)
+        .and_then(|d| d.sync_all())
+        .map_err(writing(dir))
 }
 
 /// Brings every file and directory below and including `dir` to the disk.
@@ -108,7 +125,9 @@ pub fn sync_tree(dir: &Path) -> Result<()> {
         if entry.file_type().map_err(at(dir))?.is_dir() {
             sync_tree(&path)?;
         } else {
-            File::open(&path).and_then(|f| f.sync_all()).map_err(writing(&path))?;
+            File::open(&path)
+                .and_then(|f| f.sync_all())
+                .map_err(writing(&path))?;
         }
     }
     sync_dir(dir)
@@ -122,9 +141,10 @@ pub fn remove(path: &Path) -> Result<()> {
         Err(e) => Err(e),
     };
     match result {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            Err(Error::Io { path: path.to_path_buf(), source: e })
-        }
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::Io {
+            path: path.to_path_buf(),
+            source: e,
+        }),
         _ => Ok(()),
     }
 }

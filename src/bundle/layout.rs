@@ -21,8 +21,12 @@ pub const PER_LAYER_PROJECTION: &str = "per_layer_projection.bin";
 /// fp32 `[D]`, the gain of the per-layer norm.
 pub const PER_LAYER_NORM: &str = "per_layer_norm_weight.bin";
 /// RoPE tables: cos and sin of sliding layers, cos and sin of full layers.
-pub const ROPE: [&str; 4] =
-    ["cos_sliding.npy", "sin_sliding.npy", "cos_full.npy", "sin_full.npy"];
+pub const ROPE: [&str; 4] = [
+    "cos_sliding.npy",
+    "sin_sliding.npy",
+    "cos_full.npy",
+    "sin_full.npy",
+];
 /// Chunks of the four-chunk layout, in the order they run.
 pub const CHUNKS: [&str; 4] = ["chunk1", "chunk2", "chunk3", "chunk4"];
 

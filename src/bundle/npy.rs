@@ -41,7 +41,10 @@ impl NpyTable {
     /// Opens `path`, checks its header and that the file ends with the last value.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(at(path))?;
-        let bad = |reason: String| Error::Npy { path: path.to_path_buf(), reason };
+        let bad = |reason: String| Error::Npy {
+            path: path.to_path_buf(),
+            reason,
+        };
         let len = file.metadata().map_err(at(path))?.len();
         if len < PREFIX as u64 {
             return Err(bad(format!("{len} bytes")));
@@ -61,7 +64,13 @@ impl NpyTable {
                 got: map.len() as u64,
             });
         }
-        Ok(Self { path: path.to_path_buf(), map, data, rows, cols })
+        Ok(Self {
+            path: path.to_path_buf(),
+            map,
+            data,
+            rows,
+            cols,
+        })
     }
 
     /// Rows, one per position.
@@ -76,12 +85,26 @@ impl NpyTable {
 
     /// Copies row `row` into `out` (`cols` values).
     pub fn row(&self, row: usize, out: &mut [f32]) -> Result<()> {
-        let table = || self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let table = || {
+            self.path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned()
+        };
         if row >= self.rows {
-            return Err(Error::Row { table: table(), row, rows: self.rows });
+            return Err(Error::Row {
+                table: table(),
+                row,
+                rows: self.rows,
+            });
         }
         if out.len() != self.cols {
-            return Err(Error::RowLength { table: table(), expected: self.cols, got: out.len() });
+            return Err(Error::RowLength {
+                table: table(),
+                expected: self.cols,
+                got: out.len(),
+            });
         }
         let start = self.data + row * self.cols * 2;
         let bytes = &self.map[start..start + self.cols * 2];
@@ -99,16 +122,24 @@ fn parse_header(bytes: &[u8]) -> std::result::Result<(usize, usize, usize), Stri
     }
     let length = usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
     let data = PREFIX + length;
-    let header = bytes.get(PREFIX..data).ok_or("header longer than the file")?;
+    let header = bytes
+        .get(PREFIX..data)
+        .ok_or("header longer than the file")?;
     let header = std::str::from_utf8(header).map_err(|_| "header is not text")?;
     if value_of(header, "descr")? != "'<f2'" {
-        return Err(format!("descr {}, expected '<f2'", value_of(header, "descr")?));
+        return Err(format!(
+            "descr {}, expected '<f2'",
+            value_of(header, "descr")?
+        ));
     }
     if value_of(header, "fortran_order")? != "False" {
         return Err("column-major".into());
     }
     let shape = header.split_once("'shape':").ok_or("no shape")?.1;
-    let shape = shape.trim_start().strip_prefix('(').and_then(|s| s.split_once(')'));
+    let shape = shape
+        .trim_start()
+        .strip_prefix('(')
+        .and_then(|s| s.split_once(')'));
     let shape = shape.ok_or("shape is not a tuple")?.0;
     let dims: Vec<usize> = shape
         .split(',')
@@ -125,7 +156,10 @@ fn parse_header(bytes: &[u8]) -> std::result::Result<(usize, usize, usize), Stri
 /// The text of a dict entry that has no comma in its value.
 fn value_of<'a>(header: &'a str, key: &str) -> std::result::Result<&'a str, String> {
     let missing = || format!("no {key}");
-    let rest = header.split_once(&format!("'{key}':")).ok_or_else(missing)?.1;
+    let rest = header
+        .split_once(&format!("'{key}':"))
+        .ok_or_else(missing)?
+        .1;
     Ok(rest.split([',', '}']).next().ok_or_else(missing)?.trim())
 }
 
@@ -153,7 +187,10 @@ mod tests {
         let bytes = sample();
         assert_eq!(bytes.len() % 64, 12);
         assert_eq!(&bytes[..10], b"\x93NUMPY\x01\x00\x76\x00");
-        assert!(bytes[10..].starts_with(b"{'descr': '<f2', 'fortran_order': False, 'shape': (3, 2), }  "));
+        assert!(
+            bytes[10..]
+                .starts_with(b"{'descr': '<f2', 'fortran_order': False, 'shape': (3, 2), }  ")
+        );
         assert_eq!(bytes[127], b'\n');
     }
 
@@ -164,20 +201,46 @@ mod tests {
         let mut row = [0f32; 2];
         table.row(2, &mut row).unwrap();
         assert_eq!(row, [2.0, 2.5]);
-        assert!(matches!(table.row(3, &mut row), Err(Error::Row { row: 3, rows: 3, .. })));
-        assert!(matches!(table.row(0, &mut [0.0; 3]), Err(Error::RowLength { .. })));
+        assert!(matches!(
+            table.row(3, &mut row),
+            Err(Error::Row {
+                row: 3,
+                rows: 3,
+                ..
+            })
+        ));
+        assert!(matches!(
+            table.row(0, &mut [0.0; 3]),
+            Err(Error::RowLength { .. })
+        ));
     }
 
     #[test]
     fn damage_is_named() {
         let good = sample();
         let cut = file(&good[..good.len() - 1]);
-        assert!(matches!(NpyTable::open(cut.path()), Err(Error::Size { expected: 140, got: 139, .. })));
+        assert!(matches!(
+            NpyTable::open(cut.path()),
+            Err(Error::Size {
+                expected: 140,
+                got: 139,
+                ..
+            })
+        ));
         let text = String::from_utf8_lossy(&good[10..128]).into_owned();
-        for (from, to) in [("<f2", "<f4"), ("False", "True "), ("(3, 2)", "(3, x)"), ("(3, 2)", "(6, ) "), ("shape", "shope")] {
+        for (from, to) in [
+            ("<f2", "<f4"),
+            ("False", "True "),
+            ("(3, 2)", "(3, x)"),
+            ("(3, 2)", "(6, ) "),
+            ("shape", "shope"),
+        ] {
             let mut bad = good.clone();
             bad[10..128].copy_from_slice(text.replace(from, to).as_bytes());
-            assert!(matches!(NpyTable::open(file(&bad).path()), Err(Error::Npy { .. })), "{to}");
+            assert!(
+                matches!(NpyTable::open(file(&bad).path()), Err(Error::Npy { .. })),
+                "{to}"
+            );
         }
         for len in 0..good.len() {
             assert!(NpyTable::open(file(&good[..len]).path()).is_err(), "{len}");

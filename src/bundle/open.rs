@@ -61,22 +61,48 @@ impl Bundle {
         check_hf_dir(dir)?;
         let rope = open_rope(dir, &config)?;
         let format = config.table_format;
-        let embed =
-            RowTable::open(dir, layout::EMBED_STEM, format, config.vocab_size, config.hidden_size)?;
-        let per_layer = if config.per_layer_dim > 0 { Some(open_per_layer(dir, &config)?) } else { None };
+        let embed = RowTable::open(
+            dir,
+            layout::EMBED_STEM,
+            format,
+            config.vocab_size,
+            config.hidden_size,
+        )?;
+        let per_layer = if config.per_layer_dim > 0 {
+            Some(open_per_layer(dir, &config)?)
+        } else {
+            None
+        };
         let provenance = Provenance::read(dir)?;
         let mut chunks = Vec::with_capacity(config.chunks.len());
         for name in &config.chunks {
             let path = dir.join(layout::package_dir(name));
             if !path.is_dir() {
-                return Err(Error::Missing { path, hint: "the bundle is not complete: convert again" });
+                return Err(Error::Missing {
+                    path,
+                    hint: "the bundle is not complete: convert again",
+                });
             }
-            let package = Package::open(&path)
-                .map_err(|source| Error::Package { chunk: name.clone(), source })?;
-            chunks.push(Chunk { name: name.clone(), path, package });
+            let package = Package::open(&path).map_err(|source| Error::Package {
+                chunk: name.clone(),
+                source: Box::new(source),
+            })?;
+            chunks.push(Chunk {
+                name: name.clone(),
+                path,
+                package,
+            });
         }
         check::chunks(&config, &chunks)?;
-        Ok(Self { dir: dir.to_path_buf(), config, chunks, embed, per_layer, rope, provenance })
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            config,
+            chunks,
+            embed,
+            per_layer,
+            rope,
+            provenance,
+        })
     }
 
     /// The bundle's directory.
@@ -131,7 +157,8 @@ impl Bundle {
 
     /// The scaled embedding of `token`, rounded to fp16, into `out` (H values).
     pub fn embed_row(&self, token: u32, out: &mut [f32]) -> Result<()> {
-        self.embed.row(token as usize, self.config.embed_scale as f32, out)
+        self.embed
+            .row(token as usize, self.config.embed_scale as f32, out)
     }
 
     /// The scaled per-layer embeddings of `token`, rounded to fp16, into `out` (L*D values; none without per-layer
@@ -157,7 +184,12 @@ fn check_hf_dir(dir: &Path) -> Result<()> {
         let path = dir.join(layout::HF_DIR).join(name);
         let meta = std::fs::metadata(&path).map_err(at(&path))?;
         if !meta.is_file() || meta.len() == 0 {
-            return Err(Error::Size { path, expected: 1, why: "at least one byte".into(), got: 0 });
+            return Err(Error::Size {
+                path,
+                expected: 1,
+                why: "at least one byte".into(),
+                got: 0,
+            });
         }
     }
     Ok(())
@@ -168,11 +200,18 @@ fn open_rope(dir: &Path, config: &BundleConfig) -> Result<RopeTables> {
         let path = dir.join(layout::ROPE[i]);
         let table = NpyTable::open(&path)?;
         if table.cols() != dim {
-            let reason = format!("rows have {} values, the head dimension is {dim}", table.cols());
+            let reason = format!(
+                "rows have {} values, the head dimension is {dim}",
+                table.cols()
+            );
             return Err(Error::Npy { path, reason });
         }
         if table.rows() < config.context_length {
-            let reason = format!("{} rows for a context of {}", table.rows(), config.context_length);
+            let reason = format!(
+                "{} rows for a context of {}",
+                table.rows(),
+                config.context_length
+            );
             return Err(Error::Npy { path, reason });
         }
         Ok(table)
@@ -188,12 +227,27 @@ fn open_rope(dir: &Path, config: &BundleConfig) -> Result<RopeTables> {
 fn open_per_layer(dir: &Path, config: &BundleConfig) -> Result<PerLayer> {
     let width = config.per_layer_width();
     let (hidden, dim) = (config.hidden_size, config.per_layer_dim);
-    let table =
-        RowTable::open(dir, layout::PER_LAYER_STEM, config.table_format, config.per_layer_rows(), width)?;
+    let table = RowTable::open(
+        dir,
+        layout::PER_LAYER_STEM,
+        config.table_format,
+        config.per_layer_rows(),
+        width,
+    )?;
     let bytes = width as u64 * hidden as u64 * 2;
-    let projection =
-        map_exact(&dir.join(layout::PER_LAYER_PROJECTION), bytes, &format!("fp16 [{width}, {hidden}]"))?;
-    let norm =
-        map_exact(&dir.join(layout::PER_LAYER_NORM), dim as u64 * 4, &format!("fp32 [{dim}]"))?;
-    Ok(PerLayer { table, projection, norm })
+    let projection = map_exact(
+        &dir.join(layout::PER_LAYER_PROJECTION),
+        bytes,
+        &format!("fp16 [{width}, {hidden}]"),
+    )?;
+    let norm = map_exact(
+        &dir.join(layout::PER_LAYER_NORM),
+        dim as u64 * 4,
+        &format!("fp32 [{dim}]"),
+    )?;
+    Ok(PerLayer {
+        table,
+        projection,
+        norm,
+    })
 }

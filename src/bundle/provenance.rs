@@ -100,7 +100,10 @@ impl Provenance {
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(layout::PROVENANCE);
         let text = std::fs::read(&path).map_err(at(&path))?;
-        serde_json::from_slice(&text).map_err(|e| Error::Json { path, reason: e.to_string() })
+        serde_json::from_slice(&text).map_err(|e| Error::Json {
+            path,
+            reason: e.to_string(),
+        })
     }
 
     /// The file's text: pretty JSON with a trailing newline.

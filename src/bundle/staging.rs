@@ -37,13 +37,21 @@ impl Staging {
     pub fn lock(output: &Path, replace: bool) -> Result<Self> {
         let output = std::path::absolute(output).map_err(writing(output))?;
         let Some(root) = files::partial_sibling(&output) else {
-            return Err(Error::NotABundle { path: output, reason: "not a name for a directory" });
+            return Err(Error::NotABundle {
+                path: output,
+                reason: "not a name for a directory",
+            });
         };
         if !root.join("old").exists() {
             check_output(&output, replace)?;
         }
         let lock = acquire(&root)?;
-        let staging = Self { output, root, replace, _lock: lock };
+        let staging = Self {
+            output,
+            root,
+            replace,
+            _lock: lock,
+        };
         staging.recover()?;
         if let Err(e) = check_output(&staging.output, replace) {
             staging.discard_if_empty();
@@ -135,16 +143,26 @@ fn check_output(output: &Path, replace: bool) -> Result<()> {
     };
     let path = output.to_path_buf();
     if !meta.is_dir() {
-        return Err(Error::NotABundle { path, reason: "not a directory" });
+        return Err(Error::NotABundle {
+            path,
+            reason: "not a directory",
+        });
     }
-    if fs::read_dir(output).map_err(writing(output))?.next().is_none() {
+    if fs::read_dir(output)
+        .map_err(writing(output))?
+        .next()
+        .is_none()
+    {
         return Ok(());
     }
     if !replace {
         return Err(Error::Exists { path });
     }
     if !output.join(layout::MODEL_CONFIG).is_file() {
-        return Err(Error::NotABundle { path, reason: "no model_config.json" });
+        return Err(Error::NotABundle {
+            path,
+            reason: "no model_config.json",
+        });
     }
     Ok(())
 }
@@ -153,7 +171,11 @@ fn acquire(root: &Path) -> Result<File> {
     let path = root.join(LOCK);
     for _ in 0..LOCK_ATTEMPTS {
         fs::create_dir_all(root).map_err(writing(root))?;
-        let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let opened = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path);
         let file = match opened {
             Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
@@ -220,7 +242,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let output = dir.path().join("b");
         let first = Staging::lock(&output, false).unwrap();
-        assert!(matches!(Staging::lock(&output, false), Err(Error::Locked { .. })));
+        assert!(matches!(
+            Staging::lock(&output, false),
+            Err(Error::Locked { .. })
+        ));
         drop(first);
         Staging::lock(&output, false).unwrap();
     }
@@ -231,8 +256,14 @@ mod tests {
         let output = dir.path().join("b");
         fs::create_dir(&output).unwrap();
         fs::write(output.join("letter.txt"), "dear").unwrap();
-        assert!(matches!(Staging::lock(&output, false), Err(Error::Exists { .. })));
-        assert!(matches!(Staging::lock(&output, true), Err(Error::NotABundle { .. })));
+        assert!(matches!(
+            Staging::lock(&output, false),
+            Err(Error::Exists { .. })
+        ));
+        assert!(matches!(
+            Staging::lock(&output, true),
+            Err(Error::NotABundle { .. })
+        ));
         fs::write(output.join(layout::MODEL_CONFIG), "old").unwrap();
         let staging = Staging::lock(&output, true).unwrap();
         fill(&staging, "new");
@@ -242,7 +273,10 @@ mod tests {
         assert_eq!(entries(dir.path()), 1);
         let file = dir.path().join("f");
         fs::write(&file, "x").unwrap();
-        assert!(matches!(Staging::lock(&file, true), Err(Error::NotABundle { .. })));
+        assert!(matches!(
+            Staging::lock(&file, true),
+            Err(Error::NotABundle { .. })
+        ));
     }
 
     #[test]
@@ -257,7 +291,10 @@ mod tests {
         let root = staging.root.clone();
         drop(staging);
         fs::rename(&output, root.join("old")).unwrap();
-        assert!(matches!(Staging::lock(&output, false), Err(Error::Exists { .. })));
+        assert!(matches!(
+            Staging::lock(&output, false),
+            Err(Error::Exists { .. })
+        ));
         assert_eq!(read(&output), "old");
         Staging::lock(&output, true).unwrap().install().unwrap();
         assert_eq!(read(&output), "new");

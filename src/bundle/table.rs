@@ -56,16 +56,33 @@ pub struct RowTable {
 
 impl RowTable {
     /// Opens the table `stem` of bundle `dir` and checks the sizes of its files.
-    pub fn open(dir: &Path, stem: &str, format: RowFormat, rows: usize, dim: usize) -> Result<Self> {
+    pub fn open(
+        dir: &Path,
+        stem: &str,
+        format: RowFormat,
+        rows: usize,
+        dim: usize,
+    ) -> Result<Self> {
         let name = layout::table_data(stem, format);
         let why = format!("{rows} rows of {dim}");
         let bytes = rows as u64 * format.row_bytes(dim) as u64;
         let data = map_exact(&dir.join(&name), bytes, &why)?;
         let scales = match layout::table_scales(stem, format) {
-            Some(file) => Some(map_exact(&dir.join(file), rows as u64 * 2, &format!("{rows} fp16 scales"))?),
+            Some(file) => Some(map_exact(
+                &dir.join(file),
+                rows as u64 * 2,
+                &format!("{rows} fp16 scales"),
+            )?),
             None => None,
         };
-        Ok(Self { format, rows, dim, name, data, scales })
+        Ok(Self {
+            format,
+            rows,
+            dim,
+            name,
+            data,
+            scales,
+        })
     }
 
     /// Number of rows.
@@ -112,15 +129,25 @@ impl RowTable {
 
     /// The row's fp16 scale; 1 for fp16 rows.
     fn scale(&self, row: usize) -> f32 {
-        self.scales.as_ref().map_or(1.0, |s| f16::from_le_bytes([s[row * 2], s[row * 2 + 1]]).to_f32())
+        self.scales.as_ref().map_or(1.0, |s| {
+            f16::from_le_bytes([s[row * 2], s[row * 2 + 1]]).to_f32()
+        })
     }
 
     fn check(&self, row: usize, len: usize) -> Result<()> {
         if row >= self.rows {
-            return Err(Error::Row { table: self.name.clone(), row, rows: self.rows });
+            return Err(Error::Row {
+                table: self.name.clone(),
+                row,
+                rows: self.rows,
+            });
         }
         if len != self.dim {
-            return Err(Error::RowLength { table: self.name.clone(), expected: self.dim, got: len });
+            return Err(Error::RowLength {
+                table: self.name.clone(),
+                expected: self.dim,
+                got: len,
+            });
         }
         Ok(())
     }
@@ -133,7 +160,11 @@ fn stored(x: f32) -> f32 {
 
 /// Nibble 0 (low) or 1 (high) of a byte as a two's complement number.
 fn nibble(byte: u8, which: usize) -> i8 {
-    if which == 0 { ((byte << 4) as i8) >> 4 } else { (byte as i8) >> 4 }
+    if which == 0 {
+        ((byte << 4) as i8) >> 4
+    } else {
+        (byte as i8) >> 4
+    }
 }
 
 /// Maps a file that must have exactly `expected` bytes.
@@ -148,7 +179,12 @@ pub(super) fn map_exact(path: &Path, expected: u64, why: &str) -> Result<Mmap> {
 }
 
 fn size_error(path: &Path, expected: u64, why: &str, got: u64) -> Error {
-    Error::Size { path: PathBuf::from(path), expected, why: why.to_string(), got }
+    Error::Size {
+        path: PathBuf::from(path),
+        expected,
+        why: why.to_string(),
+        got,
+    }
 }
 
 #[cfg(test)]
@@ -162,8 +198,15 @@ mod tests {
     #[test]
     fn int8_rows_follow_the_published_formula() {
         let dir = tempfile::tempdir().unwrap();
-        write(dir.path(), "embed_tokens_q8.bin", &[127, 0x81, 1, 0, 64, 0xff]);
-        let scales: Vec<u8> = [0.5f32, 3.0].iter().flat_map(|&s| f16::from_f32(s).to_le_bytes()).collect();
+        write(
+            dir.path(),
+            "embed_tokens_q8.bin",
+            &[127, 0x81, 1, 0, 64, 0xff],
+        );
+        let scales: Vec<u8> = [0.5f32, 3.0]
+            .iter()
+            .flat_map(|&s| f16::from_f32(s).to_le_bytes())
+            .collect();
         write(dir.path(), "embed_tokens_scales.bin", &scales);
         let table = RowTable::open(dir.path(), "embed_tokens", RowFormat::Int8, 2, 3).unwrap();
         let mut row = [0f32; 3];
@@ -173,20 +216,34 @@ mod tests {
         table.row(1, 1.0, &mut row).unwrap();
         assert_eq!(row[0], 0.0);
         assert_eq!(row[1], f16::from_f32(64.0 * (3.0f32 / 127.0)).to_f32());
-        assert!(matches!(table.row(2, 1.0, &mut row), Err(Error::Row { row: 2, rows: 2, .. })));
+        assert!(matches!(
+            table.row(2, 1.0, &mut row),
+            Err(Error::Row {
+                row: 2,
+                rows: 2,
+                ..
+            })
+        ));
     }
 
     #[test]
     fn int4_and_fp16_rows() {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "t_q4.bin", &[0x97, 0x0f]);
-        write(dir.path(), "t_scales.bin", &f16::from_f32(7.0).to_le_bytes());
+        write(
+            dir.path(),
+            "t_scales.bin",
+            &f16::from_f32(7.0).to_le_bytes(),
+        );
         let table = RowTable::open(dir.path(), "t", RowFormat::Int4, 1, 3).unwrap();
         let mut row = [0f32; 3];
         table.row(0, 2.0, &mut row).unwrap();
         assert_eq!(row, [14.0, -14.0, -2.0]);
 
-        let values: Vec<u8> = [1.5f32, -2.0].iter().flat_map(|&s| f16::from_f32(s).to_le_bytes()).collect();
+        let values: Vec<u8> = [1.5f32, -2.0]
+            .iter()
+            .flat_map(|&s| f16::from_f32(s).to_le_bytes())
+            .collect();
         write(dir.path(), "t_fp16.bin", &values);
         let table = RowTable::open(dir.path(), "t", RowFormat::Fp16, 1, 2).unwrap();
         let mut row = [0f32; 2];
@@ -200,10 +257,24 @@ mod tests {
         let open = || RowTable::open(dir.path(), "t", RowFormat::Int8, 2, 3);
         assert!(matches!(open(), Err(Error::Missing { .. })));
         write(dir.path(), "t_q8.bin", &[0; 5]);
-        assert!(matches!(open(), Err(Error::Size { expected: 6, got: 5, .. })));
+        assert!(matches!(
+            open(),
+            Err(Error::Size {
+                expected: 6,
+                got: 5,
+                ..
+            })
+        ));
         write(dir.path(), "t_q8.bin", &[0; 6]);
         assert!(matches!(open(), Err(Error::Missing { .. })));
         write(dir.path(), "t_scales.bin", &[0; 3]);
-        assert!(matches!(open(), Err(Error::Size { expected: 4, got: 3, .. })));
+        assert!(matches!(
+            open(),
+            Err(Error::Size {
+                expected: 4,
+                got: 3,
+                ..
+            })
+        ));
     }
 }

@@ -25,7 +25,11 @@ pub(super) struct Job<'a> {
 impl Job<'_> {
     /// Which RoPE tables the full layers get.
     pub fn full_rope(&self) -> &'static str {
-        if self.recipe.compat { "all-pairs" } else { "proportional" }
+        if self.recipe.compat {
+            "all-pairs"
+        } else {
+            "proportional"
+        }
     }
 
     /// `model_config.json`; `chunks` are the packages in the order they run.
@@ -48,7 +52,11 @@ impl Job<'_> {
             per_layer_model_projection_scale: per_layer.then_some(plan.ple_projection_scale),
             per_layer_input_scale: per_layer.then_some(plan.ple_combine_scale),
             per_layer_embed_scale: per_layer.then_some(plan.ple_embed_scale),
-            layer_types: plan.layers.iter().map(|l| l.kind.hf_name().to_string()).collect(),
+            layer_types: plan
+                .layers
+                .iter()
+                .map(|l| l.kind.hf_name().to_string())
+                .collect(),
             num_kv_shared_layers: plan.layers.len() - plan.first_shared,
             num_attention_heads: plan.q_heads,
             num_key_value_heads: plan.sliding.kv_heads,
@@ -89,7 +97,10 @@ impl Job<'_> {
             },
             context: self.context,
             full_rope: self.full_rope().to_string(),
-            tensors: done.iter().flat_map(|d| d.tensors.iter().cloned()).collect(),
+            tensors: done
+                .iter()
+                .flat_map(|d| d.tensors.iter().cloned())
+                .collect(),
             files: done
                 .iter()
                 .flat_map(|d| d.files.iter().map(|(k, v)| (k.clone(), v.clone())))

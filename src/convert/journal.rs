@@ -43,29 +43,48 @@ impl Journal {
         let Ok(text) = std::fs::read(path) else {
             return Ok(None);
         };
-        let head = Head { journal: FORMAT, key: key.to_string() };
+        let head = Head {
+            journal: FORMAT,
+            key: key.to_string(),
+        };
         let mut lines = text.split_inclusive(|&b| b == b'\n');
-        match lines.next().and_then(|l| complete::<Head>(l)) {
+        match lines.next().and_then(complete::<Head>) {
             Some(found) if found == head => {}
             _ => return Ok(None),
         }
         let mut done = Vec::new();
         let mut length = text.iter().position(|&b| b == b'\n').map_or(0, |n| n + 1);
         for line in lines {
-            let Some(unit) = complete::<Done>(line) else { break };
+            let Some(unit) = complete::<Done>(line) else {
+                break;
+            };
             done.push(unit);
             length += line.len();
         }
-        let file = OpenOptions::new().append(true).open(path).map_err(writing(path))?;
+        let file = OpenOptions::new()
+            .append(true)
+            .open(path)
+            .map_err(writing(path))?;
         file.set_len(length as u64).map_err(writing(path))?;
-        Ok(Some(Self { path: path.to_path_buf(), file, done }))
+        Ok(Some(Self {
+            path: path.to_path_buf(),
+            file,
+            done,
+        }))
     }
 
     /// Begins a journal.
     pub fn create(path: &Path, key: &str) -> Result<Self> {
         let file = File::create(path).map_err(writing(path))?;
-        let mut journal = Self { path: path.to_path_buf(), file, done: Vec::new() };
-        journal.line(&Head { journal: FORMAT, key: key.to_string() })?;
+        let mut journal = Self {
+            path: path.to_path_buf(),
+            file,
+            done: Vec::new(),
+        };
+        journal.line(&Head {
+            journal: FORMAT,
+            key: key.to_string(),
+        })?;
         Ok(journal)
     }
 
@@ -122,8 +141,14 @@ fn top(file: &str) -> &str {
 /// Whether the unit's files, and no others under the same first components, are there as recorded.
 fn intact(content: &Path, unit: &Done, found: &[String]) -> bool {
     let tops: BTreeSet<&str> = unit.files.keys().map(|f| top(f)).collect();
-    found.iter().filter(|f| tops.contains(top(f))).all(|f| unit.files.contains_key(f))
-        && unit.files.iter().all(|(name, record)| files::verify(&content.join(name), record).is_ok())
+    found
+        .iter()
+        .filter(|f| tops.contains(top(f)))
+        .all(|f| unit.files.contains_key(f))
+        && unit
+            .files
+            .iter()
+            .all(|(name, record)| files::verify(&content.join(name), record).is_ok())
 }
 
 #[cfg(test)]
@@ -134,7 +159,11 @@ mod tests {
         std::fs::create_dir_all(content.join(name)).unwrap();
         std::fs::write(content.join(name).join("f"), name).unwrap();
         let record = files::record(&content.join(name).join("f")).unwrap();
-        Done { unit: name.into(), files: BTreeMap::from([(format!("{name}/f"), record)]), tensors: vec![] }
+        Done {
+            unit: name.into(),
+            files: BTreeMap::from([(format!("{name}/f"), record)]),
+            tensors: vec![],
+        }
     }
 
     #[test]
@@ -170,7 +199,14 @@ mod tests {
         std::fs::write(content.join("extra/g"), "").unwrap();
         std::fs::write(content.join("stray"), "").unwrap();
         journal.verify(&content).unwrap();
-        assert_eq!(journal.done().iter().map(|d| d.unit.as_str()).collect::<Vec<_>>(), ["good"]);
+        assert_eq!(
+            journal
+                .done()
+                .iter()
+                .map(|d| d.unit.as_str())
+                .collect::<Vec<_>>(),
+            ["good"]
+        );
         assert_eq!(files::list(&content).unwrap(), ["good/f"]);
     }
 
@@ -178,7 +214,14 @@ mod tests {
     fn anything_else_is_no_journal() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
-        for text in ["", "{}", "{}\n", "\n", "{\"journal\":1,\"key\":\"k\"}", "{\"journal\":2,\"key\":\"k\"}\n"] {
+        for text in [
+            "",
+            "{}",
+            "{}\n",
+            "\n",
+            "{\"journal\":1,\"key\":\"k\"}",
+            "{\"journal\":2,\"key\":\"k\"}\n",
+        ] {
             std::fs::write(&path, text).unwrap();
             assert!(Journal::resume(&path, "k").unwrap().is_none(), "{text}");
         }

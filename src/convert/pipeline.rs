@@ -1,5 +1,6 @@
 //! From start to the final rename.
 
+use super::Options;
 use super::error::{Error, Result, disk_full};
 use super::facts::Job;
 use super::journal::{Done, Journal};
@@ -7,7 +8,6 @@ use super::report::{Report, Stages, peak_rss, totals};
 use super::resolve::{ResolvedChunk, resolve};
 use super::source::{Weights, tensor_record};
 use super::tables::{self, TableSpec};
-use super::Options;
 use crate::bundle::error::writing;
 use crate::bundle::provenance::{FileRecord, TensorRecord};
 use crate::bundle::staging::Staging;
@@ -44,17 +44,32 @@ pub fn convert(
     plan.check(checkpoint)?;
     let context = recipe.context_for(options.context, plan.max_positions);
     if context == 0 || context > plan.max_positions {
-        return Err(Error::Context { context, max: plan.max_positions });
+        return Err(Error::Context {
+            context,
+            max: plan.max_positions,
+        });
     }
     check_token_files(checkpoint)?;
     let chunks = resolve(&plan, recipe)?;
     let model_id = options.model_id.as_deref().unwrap_or(MODEL_ID);
-    let job = Job { checkpoint, recipe, plan: &plan, context, model_id };
+    let job = Job {
+        checkpoint,
+        recipe,
+        plan: &plan,
+        context,
+        model_id,
+    };
     let staging = Staging::lock(out, options.force)?;
-    let mut build = Build { job, chunks, staging, progress, stages: Stages::default() };
+    let mut build = Build {
+        job,
+        chunks,
+        staging,
+        progress,
+        stages: Stages::default(),
+    };
     let pool = thread_pool(options.threads)?;
     match pool.install(|| build.run()) {
-        Ok((files, done, resumed)) => build.finish(files, done, resumed),
+        Ok(built) => build.finish(built),
         Err(e) => {
             build.give_up();
             Err(e)
@@ -67,17 +82,21 @@ fn thread_pool(threads: Option<usize>) -> Result<rayon::ThreadPool> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build()
-        .map_err(|e| Error::Threads { threads, reason: e.to_string() })
+        .map_err(|e| Error::Threads {
+            threads,
+            reason: e.to_string(),
+        })
 }
 
 fn check_token_files(checkpoint: &Checkpoint) -> Result<()> {
     for file in layout::HF_REQUIRED {
         if !checkpoint.dir().join(file).is_file() {
-            return Err(Error::Checkpoint(crate::checkpoint::Error::MissingFile {
+            return Err(crate::checkpoint::Error::MissingFile {
                 dir: checkpoint.dir().to_path_buf(),
                 file: file.to_string(),
                 hint: "the device's tokenizer needs it; download the whole snapshot".to_string(),
-            }));
+            }
+            .into());
         }
     }
     Ok(())
@@ -92,6 +111,14 @@ enum Unit<'a> {
     TokenFiles,
 }
 
+/// A complete bundle, still in the staging directory.
+struct Built {
+    files: BTreeMap<String, FileRecord>,
+    done: Vec<Done>,
+    /// Units of an earlier run.
+    resumed: Vec<String>,
+}
+
 struct Build<'a> {
     job: Job<'a>,
     chunks: Vec<ResolvedChunk>,
@@ -102,9 +129,11 @@ struct Build<'a> {
 
 impl Build<'_> {
     /// Builds everything in the staging directory and checks it.
-    fn run(&mut self) -> Result<(BTreeMap<String, FileRecord>, Vec<Done>, Vec<String>)> {
+    fn run(&mut self) -> Result<Built> {
         let (checkpoint, progress) = (self.job.checkpoint, self.progress);
-        let fingerprint = self.stages.time("hash", || checkpoint.fingerprint(progress))?;
+        let fingerprint = self
+            .stages
+            .time("hash", || checkpoint.fingerprint(progress))?;
         let key = self.key(&fingerprint)?;
         let content = self.staging.content()?;
         let mut journal = self.open_journal(&key, &content)?;
@@ -132,7 +161,11 @@ impl Build<'_> {
         let names = chunks.iter().map(|c| c.spec.name.clone()).collect();
         let files = self.write_facts(&content, names, &fingerprint, &done)?;
         self.stages.time("check", || Bundle::open(&content))?;
-        Ok((files, done, resumed))
+        Ok(Built {
+            files,
+            done,
+            resumed,
+        })
     }
 
     /// What decides the bytes, hashed. A journal with another key is of no use.
@@ -143,7 +176,11 @@ impl Build<'_> {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         };
-        add(concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")));
+        add(concat!(
+            env!("CARGO_PKG_NAME"),
+            " ",
+            env!("CARGO_PKG_VERSION")
+        ));
         add(fingerprint);
         // The text as provenance.json keeps it, and what was made of it, overrides included.
         add(&job.recipe.source);
@@ -170,8 +207,10 @@ impl Build<'_> {
     /// All units with their names, in the order they are built.
     fn units<'c>(&self, chunks: &'c [ResolvedChunk]) -> Vec<(String, Unit<'c>)> {
         let (plan, scheme) = (self.job.plan, self.job.recipe.quantize.tables);
-        let mut units: Vec<(String, Unit<'c>)> =
-            chunks.iter().map(|c| (layout::package_dir(&c.spec.name), Unit::Package(c))).collect();
+        let mut units: Vec<(String, Unit<'c>)> = chunks
+            .iter()
+            .map(|c| (layout::package_dir(&c.spec.name), Unit::Package(c)))
+            .collect();
         let embed = TableSpec {
             tensor: "embed_tokens.weight",
             stem: layout::EMBED_STEM,
@@ -225,7 +264,11 @@ impl Build<'_> {
             }
             Unit::TokenFiles => {
                 let sizes = self.job.checkpoint.token_files();
-                sizes.iter().filter_map(|p| std::fs::metadata(p).ok()).map(|m| m.len()).sum()
+                sizes
+                    .iter()
+                    .filter_map(|p| std::fs::metadata(p).ok())
+                    .map(|m| m.len())
+                    .sum()
             }
         }
     }
@@ -264,20 +307,31 @@ impl Build<'_> {
         }
         files::sync_dir(content)?;
         files::remove(&aside)?;
-        Ok(Done { unit: name.to_string(), files: records, tensors })
+        Ok(Done {
+            unit: name.to_string(),
+            files: records,
+            tensors,
+        })
     }
 
     fn write(&self, unit: &Unit<'_>, dir: &Path) -> Result<Vec<TensorRecord>> {
         let (plan, checkpoint) = (self.job.plan, self.job.checkpoint);
         match unit {
             Unit::Package(chunk) => self.write_chunk(chunk, dir),
-            Unit::Table(spec) => {
-                Ok(vec![tables::write_table(dir, spec, checkpoint, self.progress)?])
-            }
+            Unit::Table(spec) => Ok(vec![tables::write_table(
+                dir,
+                spec,
+                checkpoint,
+                self.progress,
+            )?]),
             Unit::PerLayer => self.write_per_layer(dir),
             Unit::Rope => {
                 let full = plan.full.rope;
-                let full = if self.job.recipe.compat { full.all_pairs() } else { full };
+                let full = if self.job.recipe.compat {
+                    full.all_pairs()
+                } else {
+                    full
+                };
                 let rows = layout::rope_rows(self.job.context);
                 tables::write_rope(dir, &plan.sliding.rope, &full, rows)?;
                 Ok(Vec::new())
@@ -317,13 +371,20 @@ impl Build<'_> {
     fn description(&self, chunk: &ResolvedChunk) -> ModelDescription {
         let (layers, recipe) = (&chunk.spec.layers, self.job.recipe);
         let user = [
-            ("gemma_coreml_version", env!("CARGO_PKG_VERSION").to_string()),
+            (
+                "gemma_coreml_version",
+                env!("CARGO_PKG_VERSION").to_string(),
+            ),
             ("gemma_coreml_recipe", recipe.name.clone()),
             ("context_length", self.job.context.to_string()),
             ("layers", format!("{}..{}", layers.start, layers.end)),
         ];
         ModelDescription {
-            short_description: format!("Gemma 4 decoder, layers {} to {}", layers.start, layers.end - 1),
+            short_description: format!(
+                "Gemma 4 decoder, layers {} to {}",
+                layers.start,
+                layers.end - 1
+            ),
             user_defined: user.into_iter().map(|(k, v)| (k.to_string(), v)).collect(),
             ..ModelDescription::default()
         }
@@ -331,20 +392,51 @@ impl Build<'_> {
 
     fn write_per_layer(&self, dir: &Path) -> Result<Vec<TensorRecord>> {
         let (plan, checkpoint) = (self.job.plan, self.job.checkpoint);
-        let (name, width) = ("per_layer_model_projection.weight", plan.layers.len() * plan.ple_dim);
+        let (name, width) = (
+            "per_layer_model_projection.weight",
+            plan.layers.len() * plan.ple_dim,
+        );
         let view = checkpoint.tensor(name, &[width, plan.hidden])?;
-        let stats = tables::write_fp16(&dir.join(layout::PER_LAYER_PROJECTION), &view, self.progress)?;
-        let record = |tensor: &str, file: &str, scheme: &str, elements: usize, bytes: usize, stats: &ErrorStats| {
+        let stats = tables::write_fp16(
+            &dir.join(layout::PER_LAYER_PROJECTION),
+            &view,
+            self.progress,
+        )?;
+        let record = |tensor: &str,
+                      file: &str,
+                      scheme: &str,
+                      elements: usize,
+                      bytes: usize,
+                      stats: &ErrorStats| {
             let chosen = (scheme.to_string(), "table".to_string());
-            tensor_record(tensor, file, chosen, (elements as u64, (elements * bytes) as u64), stats)
+            tensor_record(
+                tensor,
+                file,
+                chosen,
+                (elements as u64, (elements * bytes) as u64),
+                stats,
+            )
         };
-        let projection =
-            record(name, layout::PER_LAYER_PROJECTION, "fp16", width * plan.hidden, 2, &stats);
+        let projection = record(
+            name,
+            layout::PER_LAYER_PROJECTION,
+            "fp16",
+            width * plan.hidden,
+            2,
+            &stats,
+        );
         let name = "per_layer_projection_norm.weight";
         let view = checkpoint.tensor(name, &[plan.ple_dim])?;
         tables::write_fp32(&dir.join(layout::PER_LAYER_NORM), &view, self.progress)?;
         let exact = ErrorStats::default();
-        let norm = record(name, layout::PER_LAYER_NORM, "fp32", plan.ple_dim, 4, &exact);
+        let norm = record(
+            name,
+            layout::PER_LAYER_NORM,
+            "fp32",
+            plan.ple_dim,
+            4,
+            &exact,
+        );
         Ok(vec![projection, norm])
     }
 
@@ -372,12 +464,12 @@ impl Build<'_> {
         Ok(files_written)
     }
 
-    fn finish(
-        self,
-        files: BTreeMap<String, FileRecord>,
-        done: Vec<Done>,
-        resumed: Vec<String>,
-    ) -> Result<Report> {
+    fn finish(self, built: Built) -> Result<Report> {
+        let Built {
+            files,
+            done,
+            resumed,
+        } = built;
         let output: PathBuf = self.staging.output().to_path_buf();
         self.staging.install()?;
         let all: Vec<&Done> = done.iter().collect();
@@ -387,7 +479,10 @@ impl Build<'_> {
             bytes: files.values().map(|f| f.bytes).sum(),
             files,
             schemes: totals(&all),
-            tensors: done.iter().flat_map(|d| d.tensors.iter().cloned()).collect(),
+            tensors: done
+                .iter()
+                .flat_map(|d| d.tensors.iter().cloned())
+                .collect(),
             stages: self.stages.0,
             resumed,
             peak_rss: peak_rss(),
@@ -397,7 +492,9 @@ impl Build<'_> {
     /// After an error: what is worth keeping for another run stays, the rest goes.
     fn give_up(self) {
         let content = self.staging.content().ok();
-        let empty = content.and_then(|c| std::fs::read_dir(c).ok()).is_none_or(|mut d| d.next().is_none());
+        let empty = content
+            .and_then(|c| std::fs::read_dir(c).ok())
+            .is_none_or(|mut d| d.next().is_none());
         if empty {
             // The error that brought us here is the one to report.
             let _ = self.staging.discard();
@@ -408,7 +505,11 @@ impl Build<'_> {
 fn package_error(package: String, source: crate::package::Error) -> Error {
     if disk_full(&source) {
         let source = std::io::Error::new(std::io::ErrorKind::StorageFull, source);
-        return Error::Bundle(crate::bundle::Error::DiskFull { path: package.into(), source });
+        return Error::Bundle(crate::bundle::Error::DiskFull {
+            path: package.into(),
+            source,
+        });
     }
+    let source = Box::new(source);
     Error::Package { package, source }
 }

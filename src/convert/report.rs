@@ -59,7 +59,10 @@ impl Stages {
     pub fn time<T>(&mut self, stage: &str, work: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = work();
-        self.0.push(StageTime { stage: stage.to_string(), seconds: start.elapsed().as_secs_f64() });
+        self.0.push(StageTime {
+            stage: stage.to_string(),
+            seconds: start.elapsed().as_secs_f64(),
+        });
         result
     }
 }
@@ -80,5 +83,10 @@ pub(super) fn totals(done: &[&Done]) -> BTreeMap<String, SchemeTotal> {
 pub(super) fn peak_rss() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+    line.trim()
+        .strip_suffix("kB")?
+        .trim()
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(1024)
 }

@@ -40,16 +40,26 @@ pub struct ResolvedChunk {
 /// that does not fit unless the recipe says what to use `otherwise`.
 pub fn resolve(plan: &ModelPlan, recipe: &Recipe) -> Result<Vec<ResolvedChunk>> {
     let specs = split::chunks(plan, recipe.layout)?;
-    let bindings: Vec<Vec<WeightBinding>> =
-        specs.iter().map(|s| chunk_weights(plan, s)).collect::<std::result::Result<_, _>>()?;
+    let bindings: Vec<Vec<WeightBinding>> = specs
+        .iter()
+        .map(|s| chunk_weights(plan, s))
+        .collect::<std::result::Result<_, _>>()?;
     let candidates: Vec<Candidate<'_>> = bindings.iter().flatten().map(candidate).collect();
-    let mut choices = recipe.quantize.resolve(&recipe.name, &candidates)?.into_iter();
+    let mut choices = recipe
+        .quantize
+        .resolve(&recipe.name, &candidates)?
+        .into_iter();
     let mut chunks = Vec::with_capacity(specs.len());
     for (spec, list) in specs.into_iter().zip(&bindings) {
         let package = crate::bundle::layout::package_dir(&spec.name);
         let mut weights = Vec::with_capacity(list.len());
         for (binding, choice) in list.iter().zip(&mut choices) {
-            let chosen = fit(binding, choice.scheme, choice.reason.to_string(), recipe.quantize.otherwise)?;
+            let chosen = fit(
+                binding,
+                choice.scheme,
+                choice.reason.to_string(),
+                recipe.quantize.otherwise,
+            )?;
             weights.push(resolved(&package, binding, chosen)?);
         }
         chunks.push(ResolvedChunk { spec, weights });
@@ -108,7 +118,10 @@ pub(super) fn matrix(shape: &[usize]) -> [usize; 2] {
 fn resolved(package: &str, binding: &WeightBinding, chosen: (Scheme, String)) -> Result<Resolved> {
     let (scheme, reason) = chosen;
     let storage = storage(binding, scheme);
-    let package_error = |source| Error::Package { package: package.to_string(), source };
+    let package_error = |source| Error::Package {
+        package: package.to_string(),
+        source: Box::new(source),
+    };
     let parts = storage.parts(&binding.konst).map_err(package_error)?;
     Ok(Resolved {
         package: package.to_string(),
@@ -126,7 +139,9 @@ fn storage(binding: &WeightBinding, scheme: Scheme) -> Storage {
     let shape = &binding.konst.shape;
     let ones = |first: usize, second: usize| -> Vec<usize> {
         let sizes = [first, second];
-        (0..shape.len()).map(|axis| sizes.get(axis).copied().unwrap_or(1)).collect()
+        (0..shape.len())
+            .map(|axis| sizes.get(axis).copied().unwrap_or(1))
+            .collect()
     };
     let outputs = shape.first().copied().unwrap_or(1);
     match scheme {
@@ -138,14 +153,24 @@ fn storage(binding: &WeightBinding, scheme: Scheme) -> Storage {
             };
             let mut lut_shape = ones(groups, 1);
             lut_shape.extend([1 << nbits, 1]);
-            Storage::Palette { nbits, lut_shape, vector_axis: None }
+            Storage::Palette {
+                nbits,
+                lut_shape,
+                vector_axis: None,
+            }
         }
-        Scheme::Int8Channel => {
-            Storage::Blockwise { data: DType::Int8, scale_shape: ones(outputs, 1), offset: false }
-        }
+        Scheme::Int8Channel => Storage::Blockwise {
+            data: DType::Int8,
+            scale_shape: ones(outputs, 1),
+            offset: false,
+        },
         Scheme::Int4Block(block) => {
             let blocks = shape.get(1).copied().unwrap_or(1) / block.max(1);
-            Storage::Blockwise { data: DType::Int4, scale_shape: ones(outputs, blocks), offset: false }
+            Storage::Blockwise {
+                data: DType::Int4,
+                scale_shape: ones(outputs, blocks),
+                offset: false,
+            }
         }
     }
 }

@@ -24,10 +24,17 @@ pub(super) struct Weights<'a> {
 }
 
 impl<'a> Weights<'a> {
-    pub fn new(checkpoint: &'a Checkpoint, weights: &'a [Resolved], progress: &'a dyn Progress) -> Self {
+    pub fn new(
+        checkpoint: &'a Checkpoint,
+        weights: &'a [Resolved],
+        progress: &'a dyn Progress,
+    ) -> Self {
         Self {
             checkpoint,
-            by_id: weights.iter().map(|w| (w.binding.konst.id.as_str(), w)).collect(),
+            by_id: weights
+                .iter()
+                .map(|w| (w.binding.konst.id.as_str(), w))
+                .collect(),
             buffers: Buffers::default(),
             progress,
             records: Vec::new(),
@@ -42,7 +49,10 @@ impl<'a> Weights<'a> {
 
     fn fill(&mut self, weight: &Resolved, sink: &mut dyn PartSink) -> Result<(), BoxError> {
         let binding = &weight.binding;
-        let view = self.checkpoint.tensor(&binding.tensor, &binding.source_shape).map_err(Error::from)?;
+        let view = self
+            .checkpoint
+            .tensor(&binding.tensor, &binding.source_shape)
+            .map_err(Error::from)?;
         self.progress.item(&binding.tensor);
         let write = &mut |part, bytes: &[u8]| sink.write(part, bytes);
         let stats = tile::stream(&view, weight, &mut self.buffers, self.progress, write)?;
@@ -58,14 +68,15 @@ impl ConstSource for Weights<'_> {
 
     fn stream(&mut self, c: &DeferredConst, sink: &mut dyn PartSink) -> Result<(), BoxError> {
         let weight = self.find(c)?;
-        self.fill(weight, sink).map_err(|e| match e.downcast::<Error>() {
-            Ok(ours) => {
-                let message = ours.to_string();
-                self.failed = Some(*ours);
-                message.into()
-            }
-            Err(other) => other,
-        })
+        self.fill(weight, sink)
+            .map_err(|e| match e.downcast::<Error>() {
+                Ok(ours) => {
+                    let message = ours.to_string();
+                    self.failed = Some(*ours);
+                    message.into()
+                }
+                Err(other) => other,
+            })
     }
 }
 

@@ -11,7 +11,7 @@ use crate::gemma::rope::{RopeSpec, inv_freq};
 use crate::progress::Progress;
 use crate::quantize::pack::pack_int4;
 use crate::quantize::table::{quantize_row_int4, quantize_row_int8};
-use crate::quantize::{ErrorStats, TableScheme};
+use crate::quantize::{ErrorStats, TableScheme, narrow};
 use half::f16;
 use rayon::prelude::*;
 use std::fs::File;
@@ -39,7 +39,11 @@ impl TableSpec {
 
     /// Bytes of data and scales.
     pub fn bytes(&self) -> u64 {
-        let scales = if self.format() == RowFormat::Fp16 { 0 } else { 2 };
+        let scales = if self.format() == RowFormat::Fp16 {
+            0
+        } else {
+            2
+        };
         self.rows as u64 * (self.format().row_bytes(self.dim) as u64 + scales)
     }
 }
@@ -76,7 +80,10 @@ pub(super) fn write_table(
         let rows: Vec<Result<(f16, ErrorStats)>> = tile
             .par_chunks_mut(width)
             .enumerate()
-            .map(|(i, out)| write_row(&view, spec, first + i, out))
+            .map_init(
+                || vec![0f32; spec.dim],
+                |exact, (i, out)| write_row(&view, spec, first + i, exact, out),
+            )
             .collect();
         for row in rows {
             let (scale, stats) = row?;
@@ -96,45 +103,49 @@ pub(super) fn write_table(
     Ok(tensor_record(spec.tensor, &name, chosen, size, &total))
 }
 
-/// One row into its bytes; returns its scale (1 for fp16 rows) and error.
-fn write_row(view: &TensorView<'_>, spec: &TableSpec, row: usize, out: &mut [u8]) -> Result<(f16, ErrorStats)> {
+/// One row into its bytes; returns its scale (1 for fp16 rows) and error. `exact` has room for the row.
+fn write_row(
+    view: &TensorView<'_>,
+    spec: &TableSpec,
+    row: usize,
+    exact: &mut [f32],
+    out: &mut [u8],
+) -> Result<(f16, ErrorStats)> {
     let start = row * spec.dim;
-    let range = start..start + spec.dim;
-    let mut exact = vec![0f32; spec.dim];
-    view.read_f32(range.clone(), &mut exact)?;
-    let failed = |source| Error::Quantize { tensor: spec.tensor.to_string(), start, source };
+    view.read_f32(start..start + spec.dim, exact)?;
+    let failed = |source| Error::Quantize {
+        tensor: spec.tensor.to_string(),
+        start,
+        source,
+    };
     let mut stats = ErrorStats::default();
-    let mut integers = vec![0i8; spec.dim];
     let scale = match spec.scheme {
         TableScheme::RowsInt8 => {
-            let scale = quantize_row_int8(&exact, &mut integers).map_err(failed)?;
-            for (o, q) in out.iter_mut().zip(&integers) {
-                *o = *q as u8;
-            }
-            add_row(&exact, &integers, scale.to_f64() / 127.0, &mut stats);
+            let integers: &mut [i8] = bytemuck::cast_slice_mut(out);
+            let scale = quantize_row_int8(exact, integers).map_err(failed)?;
+            add_row(exact, integers, scale.to_f64() / 127.0, &mut stats);
             scale
         }
         TableScheme::RowsInt4 => {
-            let scale = quantize_row_int4(&exact, &mut integers).map_err(failed)?;
+            let mut integers = vec![0i8; spec.dim];
+            let scale = quantize_row_int4(exact, &mut integers).map_err(failed)?;
             let mut packed = Vec::with_capacity(out.len());
             pack_int4(&integers, &mut packed).map_err(failed)?;
-            for (o, b) in out.iter_mut().zip(packed) {
-                *o = b;
-            }
-            add_row(&exact, &integers, scale.to_f64() / 7.0, &mut stats);
+            out.copy_from_slice(&packed);
+            add_row(exact, &integers, scale.to_f64() / 7.0, &mut stats);
             scale
         }
         TableScheme::RowsFp16 => {
             let mut stored = vec![f16::ZERO; spec.dim];
-            view.read_f16(range, &mut stored)?;
-            for ((o, w), s) in out.chunks_exact_mut(2).zip(&exact).zip(&stored) {
+            narrow(exact, &mut stored).map_err(failed)?;
+            for ((o, w), s) in out.chunks_exact_mut(2).zip(&*exact).zip(&stored) {
                 o.copy_from_slice(&s.to_le_bytes());
                 stats.add(f64::from(*w), s.to_f64(), 1);
             }
             f16::ONE
         }
     };
-    check_range(spec, row, &exact, scale)?;
+    check_range(spec, row, exact, scale)?;
     Ok((scale, stats))
 }
 
@@ -147,11 +158,20 @@ fn add_row(exact: &[f32], integers: &[i8], step: f64, stats: &mut ErrorStats) {
 /// The row as readers scale it must stay within fp16.
 fn check_range(spec: &TableSpec, row: usize, exact: &[f32], scale: f16) -> Result<()> {
     let max = exact.iter().fold(0f32, |m, w| m.max(w.abs()));
-    let stored = if spec.scheme == TableScheme::RowsFp16 { f64::from(max) } else { scale.to_f64() };
+    let stored = if spec.scheme == TableScheme::RowsFp16 {
+        f64::from(max)
+    } else {
+        scale.to_f64()
+    };
     if f16::from_f64(stored * spec.factor).is_finite() {
         return Ok(());
     }
-    Err(Error::RowRange { tensor: spec.tensor.to_string(), row, value: max, factor: spec.factor })
+    Err(Error::RowRange {
+        tensor: spec.tensor.to_string(),
+        row,
+        value: max,
+        factor: spec.factor,
+    })
 }
 
 /// Writes a tensor as fp16 values.
@@ -181,7 +201,11 @@ pub(super) fn write_fp16(
 }
 
 /// Writes a small tensor as fp32 values.
-pub(super) fn write_fp32(path: &Path, view: &TensorView<'_>, progress: &dyn Progress) -> Result<()> {
+pub(super) fn write_fp32(
+    path: &Path,
+    view: &TensorView<'_>,
+    progress: &dyn Progress,
+) -> Result<()> {
     let mut values = vec![0f32; view.len()];
     view.read_f32(0..view.len(), &mut values)?;
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -191,7 +215,12 @@ pub(super) fn write_fp32(path: &Path, view: &TensorView<'_>, progress: &dyn Prog
 }
 
 /// Writes the four RoPE tables, `rows` positions each, a row at a time.
-pub(super) fn write_rope(dir: &Path, sliding: &RopeSpec, full: &RopeSpec, rows: usize) -> Result<()> {
+pub(super) fn write_rope(
+    dir: &Path,
+    sliding: &RopeSpec,
+    full: &RopeSpec,
+    rows: usize,
+) -> Result<()> {
     for (pair, spec) in [sliding, full].into_iter().enumerate() {
         for (which, name) in layout::ROPE[pair * 2..pair * 2 + 2].iter().enumerate() {
             let path = dir.join(name);
@@ -204,7 +233,12 @@ pub(super) fn write_rope(dir: &Path, sliding: &RopeSpec, full: &RopeSpec, rows: 
     Ok(())
 }
 
-fn rope_table(out: &mut dyn Write, spec: &RopeSpec, rows: usize, sine: bool) -> std::io::Result<()> {
+fn rope_table(
+    out: &mut dyn Write,
+    spec: &RopeSpec,
+    rows: usize,
+    sine: bool,
+) -> std::io::Result<()> {
     npy::write_header(out, rows, spec.head_dim)?;
     let freqs = inv_freq(spec);
     let mut half_row = Vec::with_capacity(spec.head_dim);

@@ -9,7 +9,9 @@ use crate::checkpoint::TensorView;
 use crate::package::Part;
 use crate::progress::Progress;
 use crate::quantize::linear::{add_errors, quantize_int4_block, quantize_int8_channel};
-use crate::quantize::{BitPacker, ErrorStats, GroupResult, Grouping, Scheme, Scratch, palettize_group};
+use crate::quantize::{
+    BitPacker, ErrorStats, GroupResult, Grouping, Scheme, Scratch, palettize_group,
+};
 use half::f16;
 use rayon::prelude::*;
 use std::sync::Mutex;
@@ -60,7 +62,12 @@ pub(super) fn stream(
     sink: Sink<'_>,
 ) -> std::result::Result<ErrorStats, Stopped> {
     let [outputs, inputs] = matrix(&resolved.binding.source_shape);
-    let mut job = Job { view, buffers, progress, sink };
+    let mut job = Job {
+        view,
+        buffers,
+        progress,
+        sink,
+    };
     match resolved.scheme {
         Scheme::Fp16 => job.fp16(),
         Scheme::Palette { nbits, group } => {
@@ -68,7 +75,11 @@ pub(super) fn stream(
                 Grouping::Tensor => outputs * inputs,
                 Grouping::Channels(n) => n * inputs,
             };
-            if length > TILE { job.large_groups(nbits, length) } else { job.groups(nbits, length) }
+            if length > TILE {
+                job.large_groups(nbits, length)
+            } else {
+                job.groups(nbits, length)
+            }
         }
         Scheme::Int8Channel => job.linear(8, inputs, inputs),
         Scheme::Int4Block(block) => job.linear(4, inputs, block),
@@ -86,20 +97,26 @@ impl Job<'_> {
     /// Ranges of at most a tile, each whole multiples of `unit` values.
     fn tiles(&self, unit: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
         let (len, step) = (self.view.len(), (TILE / unit.max(1)).max(1) * unit.max(1));
-        (0..len).step_by(step).map(move |start| start..len.min(start.saturating_add(step)))
-    }
-
-    fn write(&mut self, part: Part, bytes: &[u8]) -> std::io::Result<()> {
-        (self.sink)(part, bytes)
+        (0..len)
+            .step_by(step)
+            .map(move |start| start..len.min(start.saturating_add(step)))
     }
 
     fn fp16(&mut self) -> std::result::Result<ErrorStats, Stopped> {
         let mut total = ErrorStats::default();
         for tile in self.tiles(STRIP) {
-            let Buffers { floats, values, bytes, .. } = &mut *self.buffers;
+            let Buffers {
+                floats,
+                values,
+                bytes,
+                ..
+            } = &mut *self.buffers;
             floats.resize(tile.len(), 0.0);
             values.resize(tile.len(), f16::ZERO);
-            let strips = floats.par_chunks_mut(STRIP).zip(values.par_chunks_mut(STRIP)).enumerate();
+            let strips = floats
+                .par_chunks_mut(STRIP)
+                .zip(values.par_chunks_mut(STRIP))
+                .enumerate();
             let view = self.view;
             let strips: Vec<Result<ErrorStats>> = strips
                 .map(|(i, (exact, stored))| {
@@ -130,11 +147,20 @@ impl Job<'_> {
         let mut luts: Vec<f16> = Vec::new();
         let mut packer = BitPacker::new(nbits).map_err(|e| self.failed(0, e))?;
         for tile in self.tiles(length) {
-            let Buffers { values, codes, bytes, scratch, .. } = &mut *self.buffers;
+            let Buffers {
+                values,
+                codes,
+                bytes,
+                scratch,
+                ..
+            } = &mut *self.buffers;
             values.resize(tile.len(), f16::ZERO);
             codes.resize(tile.len(), 0);
             let (view, scratch) = (self.view, &*scratch);
-            let groups = values.par_chunks_mut(length).zip(codes.par_chunks_mut(length)).enumerate();
+            let groups = values
+                .par_chunks_mut(length)
+                .zip(codes.par_chunks_mut(length))
+                .enumerate();
             let groups: Vec<Result<GroupResult>> = groups
                 .map(|(i, (group, indices))| {
                     let start = tile.start + i * length;
@@ -149,16 +175,22 @@ impl Job<'_> {
                 luts.extend_from_slice(group.lut.entries());
             }
             bytes.clear();
-            packer.push(codes, bytes).map_err(|e| failed(view, tile.start, e))?;
+            packer
+                .push(codes, bytes)
+                .map_err(|e| failed(view, tile.start, e))?;
             (self.sink)(Part::Data, bytes)?;
             self.progress.advance(tile.len() as u64);
         }
-        self.finish(packer, &luts)?;
+        self.finish(packer, Part::Lut, &luts)?;
         Ok(total)
     }
 
     /// Palettes for groups larger than a tile: each is read twice, for its histogram and for its indices.
-    fn large_groups(&mut self, nbits: u8, length: usize) -> std::result::Result<ErrorStats, Stopped> {
+    fn large_groups(
+        &mut self,
+        nbits: u8,
+        length: usize,
+    ) -> std::result::Result<ErrorStats, Stopped> {
         let mut total = ErrorStats::default();
         let mut luts: Vec<f16> = Vec::new();
         let mut packer = BitPacker::new(nbits).map_err(|e| self.failed(0, e))?;
@@ -173,21 +205,28 @@ impl Job<'_> {
             let result = scratch.fit(nbits).map_err(|e| self.failed(start, e))?;
             for tile in within(&group) {
                 self.read(&tile)?;
-                let Buffers { values, codes, bytes, .. } = &mut *self.buffers;
+                let Buffers {
+                    values,
+                    codes,
+                    bytes,
+                    ..
+                } = &mut *self.buffers;
                 codes.resize(tile.len(), 0);
                 let strips = values.par_chunks(STRIP).zip(codes.par_chunks_mut(STRIP));
                 let assigned: std::result::Result<(), _> =
                     strips.map(|(v, c)| scratch.assign(v, c)).collect();
                 assigned.map_err(|e| failed(self.view, tile.start, e))?;
                 bytes.clear();
-                packer.push(codes, bytes).map_err(|e| failed(self.view, tile.start, e))?;
+                packer
+                    .push(codes, bytes)
+                    .map_err(|e| failed(self.view, tile.start, e))?;
                 (self.sink)(Part::Data, bytes)?;
                 self.progress.advance(tile.len() as u64);
             }
             total.merge(&result.stats);
             luts.extend_from_slice(result.lut.entries());
         }
-        self.finish(packer, &luts)?;
+        self.finish(packer, Part::Lut, &luts)?;
         Ok(total)
     }
 
@@ -199,53 +238,56 @@ impl Job<'_> {
         block: usize,
     ) -> std::result::Result<ErrorStats, Stopped> {
         let mut total = ErrorStats::default();
-        let mut scales: Vec<f16> = Vec::new();
+        let blocks = inputs / block.max(1);
+        let mut scales = vec![f16::ZERO; self.view.len() / block.max(1)];
         let mut packer = BitPacker::new(nbits).map_err(|e| self.failed(0, e))?;
         for tile in self.tiles(inputs) {
             self.read(&tile)?;
-            let Buffers { values, codes, bytes, .. } = &mut *self.buffers;
+            let Buffers {
+                values,
+                codes,
+                bytes,
+                ..
+            } = &mut *self.buffers;
             codes.resize(tile.len(), 0);
             let view = self.view;
-            let rows = values.par_chunks(inputs).zip(codes.par_chunks_mut(inputs)).enumerate();
-            let rows: Vec<Result<(Vec<f16>, ErrorStats)>> = rows
-                .map(|(i, (row, codes))| {
-                    linear_row(row, nbits, block, codes)
+            let first = tile.start / inputs;
+            let scales = &mut scales[first * blocks..(tile.end / inputs) * blocks];
+            let rows = values
+                .par_chunks(inputs)
+                .zip(codes.par_chunks_mut(inputs))
+                .zip(scales.par_chunks_mut(blocks))
+                .enumerate();
+            let rows: Vec<Result<ErrorStats>> = rows
+                .map(|(i, ((row, codes), scales))| {
+                    linear_row(row, nbits, block, codes, scales)
                         .map_err(|e| failed(view, tile.start + i * inputs, e))
                 })
                 .collect();
-            for row in rows {
-                let (row_scales, stats) = row?;
-                total.merge(&stats);
-                scales.extend(row_scales);
+            for stats in rows {
+                total.merge(&stats?);
             }
             bytes.clear();
-            packer.push(codes, bytes).map_err(|e| failed(view, tile.start, e))?;
+            packer
+                .push(codes, bytes)
+                .map_err(|e| failed(view, tile.start, e))?;
             (self.sink)(Part::Data, bytes)?;
             self.progress.advance(tile.len() as u64);
         }
+        self.finish(packer, Part::Scale, &scales)?;
+        Ok(total)
+    }
+
+    /// The last bits of the data, then its look-up tables or scales.
+    fn finish(&mut self, mut packer: BitPacker, part: Part, values: &[f16]) -> std::io::Result<()> {
         let bytes = &mut self.buffers.bytes;
         bytes.clear();
         packer.finish(bytes);
         if !bytes.is_empty() {
             (self.sink)(Part::Data, bytes)?;
         }
-        little_endian(&scales, bytes);
-        (self.sink)(Part::Scale, bytes)?;
-        Ok(total)
-    }
-
-    /// The last bits of the indices, then the look-up tables.
-    fn finish(&mut self, mut packer: BitPacker, luts: &[f16]) -> std::io::Result<()> {
-        let mut bytes = std::mem::take(&mut self.buffers.bytes);
-        bytes.clear();
-        packer.finish(&mut bytes);
-        if !bytes.is_empty() {
-            self.write(Part::Data, &bytes)?;
-        }
-        little_endian(luts, &mut bytes);
-        self.write(Part::Lut, &bytes)?;
-        self.buffers.bytes = bytes;
-        Ok(())
+        little_endian(values, bytes);
+        (self.sink)(part, bytes)
     }
 
     /// Reads a tile into `values` on all threads.
@@ -270,38 +312,44 @@ impl Job<'_> {
 }
 
 fn failed(view: &TensorView<'_>, start: usize, source: crate::quantize::Error) -> Error {
-    Error::Quantize { tensor: view.name.to_string(), start, source }
+    Error::Quantize {
+        tensor: view.name.to_string(),
+        start,
+        source,
+    }
 }
 
 /// The tiles of one large group.
 fn within(group: &std::ops::Range<usize>) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
     let end = group.end;
-    group.clone().step_by(TILE).map(move |start| start..end.min(start + TILE))
+    group
+        .clone()
+        .step_by(TILE)
+        .map(move |start| start..end.min(start + TILE))
 }
 
-/// One output channel to integers; int4 as two's complement nibbles, one per byte.
+/// One output channel to integers and scales; int4 as two's complement nibbles, one per byte.
 fn linear_row(
     row: &[f16],
     nbits: u8,
     block: usize,
     codes: &mut [u8],
-) -> crate::quantize::Result<(Vec<f16>, ErrorStats)> {
+    scales: &mut [f16],
+) -> crate::quantize::Result<ErrorStats> {
     let mut stats = ErrorStats::default();
-    let mut scales = Vec::with_capacity(row.len().div_ceil(block.max(1)));
-    let mut integers = vec![0i8; row.len()];
-    for (values, out) in row.chunks(block.max(1)).zip(integers.chunks_mut(block.max(1))) {
-        let scale = match nbits {
+    let integers: &mut [i8] = bytemuck::cast_slice_mut(codes);
+    let blocks = row.chunks(block).zip(integers.chunks_mut(block));
+    for ((values, out), scale) in blocks.zip(scales) {
+        *scale = match nbits {
             8 => quantize_int8_channel(values, out)?,
             _ => quantize_int4_block(values, out)?,
         };
-        add_errors(values, out, scale, &mut stats);
-        scales.push(scale);
+        add_errors(values, out, *scale, &mut stats);
     }
-    let mask = if nbits == 8 { 0xff } else { 0x0f };
-    for (code, q) in codes.iter_mut().zip(&integers) {
-        *code = *q as u8 & mask;
+    if nbits < 8 {
+        codes.iter_mut().for_each(|code| *code &= 0x0f);
     }
-    Ok((scales, stats))
+    Ok(stats)
 }
 
 /// fp16 values as little-endian bytes, in place of what `bytes` held.
