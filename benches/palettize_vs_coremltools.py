@@ -106,7 +106,7 @@ def compare(binary, file, weights, nbits, runs, out):
         "bits": nbits,
         "mse": our_mse,
         "coremltools_mse": their_mse,
-        "relative": (our_mse - their_mse) / their_mse,
+        "relative": (our_mse - their_mse) / their_mse if our_mse != their_mse else 0.0,
         "weights_per_s": weights.size / our_s,
         "coremltools_weights_per_s": weights.size / their_s,
         "ratio": their_s / our_s,

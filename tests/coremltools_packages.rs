@@ -121,14 +121,11 @@ fn arithmetic(o: &mut Ops) {
     o.both(ReduceArgmax, &[("x", x.clone())], &rest);
 
     let (gamma, beta) = (o.weight("gamma", &[3, 4]), o.weight("beta", &[3, 4]));
+    // Without `axes` coremltools 9.0 cannot load a layer_norm: it makes its own default a range.
     let axes = o.ints(&[2, 3]);
-    let rest = [
-        ("axes", axes),
-        ("gamma", gamma),
-        ("beta", beta),
-        ("epsilon", eps),
-    ];
-    o.both(LayerNorm, &[("x", x.clone())], &rest);
+    let required = [("x", x.clone()), ("axes", axes)];
+    let rest = [("gamma", gamma), ("beta", beta), ("epsilon", eps)];
+    o.both(LayerNorm, &required, &rest);
     let (tx, ty) = (o.flag(true), o.flag(true));
     let y = o.input("rows", DType::Fp16, &[8, 5, 3]);
     o.op(
@@ -221,7 +218,7 @@ fn conv_and_quantize(o: &mut Ops) {
 /// Ops that move elements.
 fn movement(o: &mut Ops) {
     use OpType::*;
-    let x = o.input("tensor", DType::Fp16, &[2, 6, 5]);
+    let x = o.input("block", DType::Fp16, &[2, 6, 5]);
     let axis = o.int(1);
     let interleave = o.flag(true);
     let values = [x.clone(), x.clone()];
@@ -462,7 +459,8 @@ fn every_op_with_and_without_each_attribute_agrees_with_coremltools() {
     for &op_type in OpType::ALL {
         let of_type = || ops().filter(|op| op.op_type == op_type);
         assert!(of_type().next().is_some(), "no `{op_type}` in the test");
-        for arg in op_type.args().iter().filter(|arg| !arg.required()) {
+        let optional = op_type.args().iter().filter(|arg| !arg.required());
+        for arg in optional.filter(|arg| (op_type, arg.name) != (OpType::LayerNorm, "axes")) {
             let given = of_type().any(|op| op.input(arg.name).is_some());
             let left_out = of_type().any(|op| op.input(arg.name).is_none());
             assert!(

@@ -1,4 +1,6 @@
-//! Odd members of the family, written as packages and decoded against the f32 reference forward.
+//! Odd members of the family, as packages: opened by coremltools, and decoded against the f32 reference forward.
+
+mod common;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -224,6 +226,23 @@ fn write_chunks(dir: &Path, case: &Case, checkpoint: &Checkpoint) -> Vec<(String
         packages.push((graph.name, path));
     }
     packages
+}
+
+#[test]
+fn coremltools_opens_every_package() {
+    let root = tempfile::tempdir().unwrap();
+    let mut packages = Vec::new();
+    for (i, case) in cases().iter().enumerate() {
+        let dir = root.path().join(format!("case{i}"));
+        std::fs::create_dir(&dir).unwrap();
+        let checkpoint = write_checkpoint(&dir, case);
+        packages.extend(
+            write_chunks(&dir, case, &checkpoint)
+                .into_iter()
+                .map(|(_, path)| path),
+        );
+    }
+    common::coremltools_validate(&packages);
 }
 
 /// Rows of a checkpoint.

@@ -1,6 +1,6 @@
 //! Gemma 4 as MIL: one decoder layer, chunk split, functions.
 //!
-//! [`split::chunks`] cuts a [`ModelPlan`] into packages, [`build_chunk`] writes one of them as a MIL program whose
+//! [`split::chunks`] cuts a [`ModelPlan`](crate::gemma::ModelPlan) into packages, [`build_chunk`] writes one of them as a MIL program whose
 //! weights are still to come, and says which checkpoint tensor fills each. How weights are quantized is not known here.
 //!
 //! The layer is written once, in `layer.rs`; variants enter through its seams: `inputs.rs` (where embedding, per-layer

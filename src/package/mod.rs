@@ -36,6 +36,8 @@ mod proto;
 mod read;
 mod spec;
 mod storage;
+#[cfg(test)]
+mod tests;
 mod write;
 
 pub use blob::{BlobHeader, HEADER_BYTES, align};

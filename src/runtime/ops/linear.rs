@@ -308,37 +308,29 @@ impl Matrices {
     }
 }
 
-/// `matmul`: batch dims broadcast; a vector on the left is a matrix of one row.
+/// `matmul`: batch dims broadcast.
 pub(super) fn matmul(mut args: OpArgs<'_>) -> Result<Compiled> {
     let x = args.float_operand("x")?;
     let y = args.float_operand("y")?;
     let (transpose_x, transpose_y) = (args.bool("transpose_x")?, args.bool("transpose_y")?);
     let got = format!("{} and {}", x.ty, y.ty);
-    let is_vector = x.ty.rank() == 1;
-    if x.ty.rank() == 0 || y.ty.rank() < 2 || (is_vector && transpose_x) {
-        return Err(args.bad("y", "a matrix or a vector, and a matrix", got));
-    }
-    let mut x_shape = x.ty.shape.clone();
-    if is_vector {
-        x_shape.insert(0, 1);
+    if x.ty.rank() < 2 || y.ty.rank() < 2 {
+        return Err(args.bad("y", "two matrices", got));
     }
     let batch = broadcast_shape(
-        &x_shape[..x_shape.len() - 2],
+        &x.ty.shape[..x.ty.rank() - 2],
         &y.ty.shape[..y.ty.rank() - 2],
     );
     let Some(batch) = batch else {
         return Err(args.bad("y", "batch dims that broadcast", got));
     };
-    let left = Matrices::new(&x, &x_shape, transpose_x, &batch);
+    let left = Matrices::new(&x, &x.ty.shape, transpose_x, &batch);
     let right = Matrices::new(&y, &y.ty.shape, transpose_y, &batch);
     if left.cols != right.rows {
         return Err(args.bad("y", format!("{} rows", left.cols), got));
     }
     let mut shape = batch;
-    if !is_vector {
-        shape.push(left.rows);
-    }
-    shape.push(right.cols);
+    shape.extend([left.rows, right.cols]);
     args.one(TensorType::new(x.ty.dtype, &shape), move |inputs, pool| {
         let mut out = pool.floats(shape.iter().product());
         let x = inputs[left.at].as_f32()?;
