@@ -54,17 +54,34 @@ pub enum Error {
     },
     /// The model plan or the f32 reference.
     #[error(transparent)]
-    Gemma(#[from] crate::gemma::Error),
+    Gemma(Box<crate::gemma::Error>),
     /// The checkpoint.
     #[error(transparent)]
-    Checkpoint(#[from] crate::checkpoint::Error),
+    Checkpoint(Box<crate::checkpoint::Error>),
     /// The bundle.
     #[error(transparent)]
-    Bundle(#[from] crate::bundle::Error),
+    Bundle(Box<crate::bundle::Error>),
     /// The CPU runtime.
     #[error(transparent)]
-    Runtime(#[from] crate::runtime::Error),
+    Runtime(Box<crate::runtime::Error>),
 }
+
+macro_rules! boxed {
+    ($($variant:ident: $source:ty),*) => {$(
+        impl From<$source> for Error {
+            fn from(source: $source) -> Self {
+                Error::$variant(Box::new(source))
+            }
+        }
+    )*};
+}
+
+boxed!(
+    Gemma: crate::gemma::Error,
+    Checkpoint: crate::checkpoint::Error,
+    Bundle: crate::bundle::Error,
+    Runtime: crate::runtime::Error
+);
 
 /// Result of this room.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
