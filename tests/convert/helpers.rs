@@ -17,6 +17,14 @@ pub fn fixture(name: &str) -> PathBuf {
         .join(name)
 }
 
+/// Names of the checkpoints of `fixtures/` that have references.
+pub fn fixtures() -> Vec<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let mut names = entries(&root);
+    names.retain(|name| root.join(name).join("reference.safetensors").is_file());
+    names
+}
+
 /// Converts with a built-in recipe.
 pub fn run(model: &Path, recipe: &str, out: &Path, options: &Options) -> Result<Report, Error> {
     run_recipe(model, &Recipe::load(recipe).unwrap(), out, options)

@@ -32,7 +32,7 @@ fn argument<'a>(op: &'a ReadOp, name: &str) -> &'a ReadValue {
 }
 
 /// The weight that an op of a package makes, unpacked: one value per element, row-major.
-fn unpacked(op: &ReadOp) -> Vec<f32> {
+pub fn unpacked(op: &ReadOp) -> Vec<f32> {
     let shape = &op.outputs[0].1.shape;
     let count: usize = shape.iter().product();
     let per_row = count / shape[0];
