@@ -43,7 +43,7 @@ impl Coding {
     pub fn read(self, bytes: &[u8], first: usize, out: &mut [f32]) {
         match self {
             Coding::Unsigned(bits) => {
-                each_code(bytes, bits, first, out, |code| f32::from(code));
+                each_code(bytes, bits, first, out, f32::from);
             }
             Coding::Signed(bits) => {
                 let shift = 8 - bits;
@@ -315,7 +315,11 @@ impl PackedWeight {
         let Form::Palette { palette, columns } = &self.form else {
             return None;
         };
-        if palette.bits != 4 || !columns.is_empty() || palette.vector() != 1 || self.cols % 2 != 0 {
+        if palette.bits != 4
+            || !columns.is_empty()
+            || palette.vector() != 1
+            || !self.cols.is_multiple_of(2)
+        {
             return None;
         }
         let (index_row, lut) = palette.row(row);
@@ -478,9 +482,10 @@ mod tests {
                 }
                 let mut index = 0;
                 let mut group = 0;
-                for d in 0..rank {
-                    index = index * p.index_shape[d] + at[d];
-                    group = group * p.lut_shape[d] + at[d] * p.lut_shape[d] / p.index_shape[d];
+                let dims = at.iter().zip(&p.index_shape).zip(&p.lut_shape);
+                for ((&i, &n), &g) in dims {
+                    index = index * n + i;
+                    group = group * g + i * g / n;
                 }
                 let entry = code(bytes, p.bits as usize, index);
                 p.lut[(group * (1 << p.bits) + entry) * vector + lane]

@@ -195,9 +195,12 @@ pub struct Variant {
     pub spell_defaults: bool,
 }
 
-/// Weights by id: how they are stored, and the bytes of each part.
+/// A weight: how it is stored, and the bytes of each part.
+pub type StoredWeight = (Storage, Vec<(Part, Vec<u8>)>);
+
+/// Weights by id.
 #[derive(Default)]
-pub struct Weights(pub BTreeMap<String, (Storage, Vec<(Part, Vec<u8>)>)>);
+pub struct Weights(pub BTreeMap<String, StoredWeight>);
 
 impl ConstSource for Weights {
     fn storage(&self, c: &DeferredConst) -> Result<Storage, BoxError> {
