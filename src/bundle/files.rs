@@ -102,14 +102,6 @@ pub fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     file.sync_all().map_err(writing(path))
 }
 
-/// Copies a file's content (not its permissions), through to the disk.
-pub fn copy_synced(from: &Path, to: &Path) -> Result<()> {
-    let mut source = File::open(from).map_err(at(from))?;
-    let mut target = File::create(to).map_err(writing(to))?;
-    io::copy(&mut source, &mut target).map_err(writing(to))?;
-    target.sync_all().map_err(writing(to))
-}
-
 /// Brings a directory's entries to the disk.
 pub fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir)

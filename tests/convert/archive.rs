@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
+/// What a test does to the entries and the manifest of an archive.
+type Change<'a> = &'a dyn Fn(&mut BTreeMap<String, Vec<u8>>, &mut serde_json::Value);
+
 /// A bundle, and its archive.
 fn packed(dir: &Path) -> (PathBuf, PathBuf) {
     let (bundle, archive) = (dir.join("b"), dir.join("b.zip"));
@@ -112,7 +115,7 @@ fn deflated_entries_are_fine_and_every_lie_is_found() {
     assert_same(&bundle, &dir.path().join("out"));
 
     let table = "embed_tokens_q8.bin".to_string();
-    let change = |work: &dyn Fn(&mut BTreeMap<String, Vec<u8>>, &mut serde_json::Value)| {
+    let change = |work: Change<'_>| {
         let (mut entries, mut manifest) = (good.clone(), manifest.clone());
         work(&mut entries, &mut manifest);
         put_together(&made, &entries, &manifest);
