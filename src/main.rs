@@ -1,1 +1,5 @@
-fn main() {}
+//! The `gemma-coreml` program; everything is in the library.
+
+fn main() {
+    std::process::exit(gemma_coreml::cli::run(std::env::args_os()));
+}

@@ -1,1 +1,65 @@
 //! Core ML `.mlpackage`: manifest, model spec and weight blobs; writer and reader.
+//!
+//! ```text
+//! X.mlpackage/
+//!   Manifest.json
+//!   Data/com.apple.CoreML/model.mlmodel          protobuf, CoreML.Specification.Model
+//!   Data/com.apple.CoreML/weights/weight.bin     blobs
+//! ```
+//!
+//! weight.bin is little-endian and 64-byte aligned, with zeros between blobs and nothing after the
+//! last. It begins with 64 bytes: u32 count, u32 version (2), zeros. Each blob is 64 bytes of
+//! metadata followed at once by its data:
+//!
+//! | offset | type | field |
+//! |---|---|---|
+//! | 0 | u32 | 0xDEADBEEF |
+//! | 4 | u32 | element type ([`crate::mil::DType::blob_number`]) |
+//! | 8 | u64 | bytes of data |
+//! | 16 | u64 | offset of the data in the file |
+//! | 24 | u64 | unused bits in the last byte (sub-byte types) |
+//! | 32 | 32 bytes | zero |
+//!
+//! A constant in the model names the file and the offset of the *metadata*. Sub-byte elements are
+//! one little-endian bit stream over the whole tensor: element `i` at bit `i * bits`.
+//!
+//! [`write_package`] streams weights from a [`ConstSource`] and writes into the directory it is
+//! given, nothing else; making that atomic is for the caller. [`Package::open`] checks everything
+//! that coremltools' loader checks and what it does not: the description against the program,
+//! types of constants, the opset, names, the layout of weight.bin down to reserved bytes.
+
+mod blob;
+pub mod error;
+mod manifest;
+mod print;
+mod proto;
+mod read;
+mod spec;
+mod storage;
+#[cfg(test)]
+mod tests;
+mod write;
+
+pub use blob::{BlobHeader, HEADER_BYTES, align};
+pub use error::{BoxError, Error, Result};
+pub use read::{Binding, Package, ReadFunction, ReadOp, ReadValue};
+pub use storage::{Part, PartSpec, Storage};
+pub use write::{
+    BlobPlace, ConstPlace, ConstSource, ModelDescription, PackageReport, PackageSpec, PartPlace,
+    PartSink, predict_weight_bytes, write_package,
+};
+
+/// Where the model is, below the package directory.
+pub const MODEL_PATH: &str = "Data/com.apple.CoreML/model.mlmodel";
+
+/// Where the weights are, below the package directory.
+pub const WEIGHTS_DIR: &str = "Data/com.apple.CoreML/weights";
+
+/// The file all blobs are written to.
+pub const WEIGHT_FILE: &str = "weight.bin";
+
+/// What `@model_path/weights/` begins a blob reference with.
+const WEIGHTS_PREFIX: &str = "@model_path/weights/";
+
+/// Constants with fewer elements are kept in the model, as coremltools does.
+pub const MIN_BLOB_ELEMENTS: usize = 10;

@@ -1,1 +1,29 @@
 //! Number formats: palettes, linear integers, packing, row tables. Slices in, slices out.
+//!
+//! A weight tensor is row-major, output channels first. What leaves this room is what the weight
+//! file holds: look-up tables of `2^nbits` fp16 values (ascending, unused entries 0 at the end),
+//! indices as one little-endian bit stream over the whole tensor (element `i` at bit `i * nbits`),
+//! int8 or int4 values with fp16 scales. Names, shapes of blobs and op types are the package's.
+//!
+//! Palettes are exact: [`kmeans`] finds the optimal 1-D k-means over the histogram of a group's fp16
+//! values, for any group size, any width and any importance.
+
+pub mod error;
+pub mod fp16;
+pub mod histogram;
+pub mod kmeans;
+pub mod linear;
+pub mod pack;
+pub mod palette;
+pub mod scheme;
+pub mod stats;
+mod sums;
+pub mod table;
+
+pub use error::{Error, Result};
+pub use fp16::narrow;
+pub use histogram::Histogram;
+pub use pack::{BitPacker, pack, packed_len, unpack};
+pub use palette::{GroupResult, Lut, Scratch, palettize_group};
+pub use scheme::{Grouping, Scheme, TableScheme};
+pub use stats::ErrorStats;

@@ -1,1 +1,37 @@
 //! The CPU runtime: bundle → execution plan → kernels → decode loop.
+//!
+//! It executes the bytes on disk, read through [`crate::package`]'s reader, and never sees the graph that wrote them.
+//! [`Model`] is one function of one package compiled to a plan; [`Decoder`] chains the chunks of a bundle and owns the
+//! caches; [`sampling`] chooses a token from kept logits.
+//!
+//! Two precisions ([`Precision`]): f32 carries every activation in f32, fp16-typed features included, with constants at
+//! their stored values; f16 rounds the result of every op to fp16, as the device stores it, and reports overflows.
+//!
+//! Tensors are dense and row-major. Weights of conv and linear stay as they are stored, in the mapped file; other
+//! constants are decoded once. With the emitter the runtime shares op names, argument names and attribute defaults
+//! ([`crate::mil::schema`]), no arithmetic and no shape inference: it derives every type itself and compares it with what
+//! the file declares.
+//!
+//! Results do not depend on the number of threads: work is shared by output rows, and every sum has a fixed order.
+
+mod args;
+mod chain;
+mod decode;
+mod error;
+pub mod generate;
+mod kernels;
+mod model;
+mod ops;
+mod packed;
+mod plan;
+mod pool;
+pub mod sampling;
+mod tensor;
+mod value;
+
+pub use chain::{ChainSpec, RopeTable, RopeTables};
+pub use decode::{DecodeOptions, Decoder, StepOutput, TokenRows};
+pub use error::{BoxError, Error, Result};
+pub use model::{Model, Overflow, RunOutput};
+pub use plan::Feature;
+pub use tensor::{Data, Kind, Precision, Tensor};

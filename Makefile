@@ -1,0 +1,50 @@
+# gemma-coreml: the commands of README.md and of CI.
+SHELL := /bin/bash
+CARGO ?= cargo
+VENV := .venv-coremltools
+OUT ?= target/demo
+
+.PHONY: demo test check fmt clippy doc bench fixtures venv build clean
+
+build:
+	$(CARGO) build --release
+
+## Converts the shipped fixture to INT4, decodes a story from the packages, shows parity. No network beyond crates.
+demo: build
+	rm -rf $(OUT) && mkdir -p $(OUT)
+	target/release/gemma-coreml convert fixtures/nano -o $(OUT)/nano-int4
+	target/release/gemma-coreml inspect $(OUT)/nano-int4
+	target/release/gemma-coreml decode $(OUT)/nano-int4 -p "Once upon a time" -n 96
+	target/release/gemma-coreml convert fixtures/nano -r swa4-fp16 -o $(OUT)/nano-fp16
+	target/release/gemma-coreml parity $(OUT)/nano-fp16 --reference fixtures/nano/reference.safetensors --exact-tables fixtures/nano
+	target/release/gemma-coreml parity $(OUT)/nano-int4 --reference fixtures/nano/reference.safetensors --no-gate
+
+## A virtual environment with coremltools, which opens every package that the tests write.
+venv:
+	bash tests/coremltools/venv.sh
+
+## Every test. Installs what it needs (the virtual environment above).
+test: venv
+	$(CARGO) test --no-fail-fast
+
+fmt:
+	$(CARGO) fmt --all --check
+
+clippy:
+	$(CARGO) clippy --all-targets -- -D warnings
+
+doc:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
+
+check: fmt clippy test doc
+
+## Palettizer against coremltools, same matrices, same run.
+bench: venv
+	bash benches/run.sh
+
+## Retrains and regenerates fixtures/ (needs torch: see fixtures/README.md).
+fixtures:
+	bash fixtures/make.sh
+
+clean:
+	$(CARGO) clean

@@ -1,0 +1,61 @@
+//! File names of a bundle. The int8 and RoPE names are those of the published runtime (bundle contract, 4.1).
+
+use super::table::RowFormat;
+
+/// Model facts, read by the device runtime.
+pub const MODEL_CONFIG: &str = "model_config.json";
+/// How the bundle came to be.
+pub const PROVENANCE: &str = "provenance.json";
+/// Tokenizer files and the checkpoint's config.
+pub const HF_DIR: &str = "hf_model";
+/// Files of [`HF_DIR`] without which the tokenizer does not load.
+pub const HF_REQUIRED: [&str; 3] = ["config.json", "tokenizer.json", "tokenizer_config.json"];
+/// Files of [`HF_DIR`] that are copied when the checkpoint has them.
+pub const HF_OPTIONAL: [&str; 2] = ["generation_config.json", "chat_template.jinja"];
+/// Stem of the token embedding table.
+pub const EMBED_STEM: &str = "embed_tokens";
+/// Stem of the per-layer embedding table.
+pub const PER_LAYER_STEM: &str = "embed_tokens_per_layer";
+/// fp16 `[L*D, H]`, the per-layer projection of the embedding.
+pub const PER_LAYER_PROJECTION: &str = "per_layer_projection.bin";
+/// fp32 `[D]`, the gain of the per-layer norm.
+pub const PER_LAYER_NORM: &str = "per_layer_norm_weight.bin";
+/// RoPE tables: cos and sin of sliding layers, cos and sin of full layers.
+pub const ROPE: [&str; 4] = [
+    "cos_sliding.npy",
+    "sin_sliding.npy",
+    "cos_full.npy",
+    "sin_full.npy",
+];
+/// Chunks of the four-chunk layout, in the order they run.
+pub const CHUNKS: [&str; 4] = ["chunk1", "chunk2", "chunk3", "chunk4"];
+
+/// Fewest rows of a RoPE table (bundle contract, section 7).
+pub const MIN_ROPE_ROWS: usize = 4096;
+
+/// Rows of the RoPE tables: twice the context, never fewer than [`MIN_ROPE_ROWS`].
+pub fn rope_rows(context: usize) -> usize {
+    context.saturating_mul(2).max(MIN_ROPE_ROWS)
+}
+
+/// Directory name of a package: `chunk1.mlpackage`.
+pub fn package_dir(chunk: &str) -> String {
+    format!("{chunk}.mlpackage")
+}
+
+/// File of a row table's values: `STEM_q8.bin` (int8), `STEM_q4.bin` (int4, two a byte), `STEM_fp16.bin`.
+pub fn table_data(stem: &str, format: RowFormat) -> String {
+    match format {
+        RowFormat::Int8 => format!("{stem}_q8.bin"),
+        RowFormat::Int4 => format!("{stem}_q4.bin"),
+        RowFormat::Fp16 => format!("{stem}_fp16.bin"),
+    }
+}
+
+/// File of a row table's fp16 scales, `STEM_scales.bin`; `None` for fp16 rows, which have none.
+pub fn table_scales(stem: &str, format: RowFormat) -> Option<String> {
+    match format {
+        RowFormat::Int8 | RowFormat::Int4 => Some(format!("{stem}_scales.bin")),
+        RowFormat::Fp16 => None,
+    }
+}

@@ -1,0 +1,118 @@
+//! `provenance.json`: what a bundle was made from and what was lost on the way. It holds no time, no path of the machine
+//! and no user name, so that the same conversion writes the same bytes.
+
+use super::error::{Error, Result, at};
+use super::layout;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Version of this file's form.
+pub const FORMAT: u32 = 1;
+
+/// Content of `provenance.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Name and version of the converter.
+    pub tool: Tool,
+    /// The recipe as it was applied.
+    pub recipe: RecipeRecord,
+    /// The checkpoint.
+    pub checkpoint: CheckpointRecord,
+    /// Positions of the full-attention cache.
+    pub context: usize,
+    /// `proportional` or `all-pairs`.
+    pub full_rope: String,
+    /// Every weight of every package and table, in file order.
+    pub tensors: Vec<TensorRecord>,
+    /// Every file of the bundle except this one, by relative path with `/`.
+    pub files: BTreeMap<String, FileRecord>,
+}
+
+/// The program that wrote the bundle.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Tool {
+    /// Crate name.
+    pub name: String,
+    /// Crate version.
+    pub version: String,
+}
+
+/// The recipe, overrides included.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RecipeRecord {
+    /// Its name.
+    pub name: String,
+    /// Its text in TOML.
+    pub text: String,
+}
+
+/// What was converted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CheckpointRecord {
+    /// SHA-256 over config, headers and tensor bytes (see `checkpoint`).
+    pub sha256: String,
+    /// Tensors of the vision tower, passed over.
+    pub vision_tensors: usize,
+    /// Tensors of the audio tower, passed over.
+    pub audio_tensors: usize,
+    /// Other tensors, passed over.
+    pub other_tensors: usize,
+}
+
+/// One weight as it was stored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TensorRecord {
+    /// Checkpoint name without prefix.
+    pub tensor: String,
+    /// The package, or the table's data file.
+    pub file: String,
+    /// `fp16`, `palette4-g32`, `rows-int8` ...
+    pub scheme: String,
+    /// What chose the scheme: `default`, `rule REGEX`, `otherwise`, `below threshold`, `rank`, `table`.
+    pub reason: String,
+    /// Number of values.
+    pub elements: u64,
+    /// Bytes of data, LUT and scales, before sharing.
+    pub bytes: u64,
+    /// 8 * bytes / elements.
+    pub bits_per_weight: f64,
+    /// 10 log10(sum w^2 / sum (w - w')^2) against the checkpoint's values; absent when nothing was lost.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub sqnr_db: Option<f64>,
+    /// Largest |w - w'|.
+    pub max_abs_error: f64,
+}
+
+/// One file as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRecord {
+    /// Size.
+    pub bytes: u64,
+    /// SHA-256 of the content, lower-case hex.
+    pub sha256: String,
+}
+
+impl Provenance {
+    /// Reads `provenance.json` of bundle `dir`.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join(layout::PROVENANCE);
+        let text = std::fs::read(&path).map_err(at(&path))?;
+        serde_json::from_slice(&text).map_err(|e| Error::Json {
+            path,
+            reason: e.to_string(),
+        })
+    }
+
+    /// The file's text: pretty JSON with a trailing newline.
+    pub fn to_json(&self) -> Result<String> {
+        let mut text = serde_json::to_string_pretty(self).map_err(|e| Error::Json {
+            path: layout::PROVENANCE.into(),
+            reason: e.to_string(),
+        })?;
+        text.push('\n');
+        Ok(text)
+    }
+}

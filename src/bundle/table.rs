@@ -1,0 +1,280 @@
+//! Row tables: one row per token, read on demand from a memory map.
+//!
+//! | format | data | scales | value |
+//! |---|---|---|---|
+//! | int8 | i8 `[rows, dim]` | fp16 `[rows]` | `q * (scale / 127)` |
+//! | int4 | two's complement nibbles, low one first, each row padded to a byte | fp16 `[rows]` | `q * (scale / 7)` |
+//! | fp16 | fp16 `[rows, dim]` | none | the value |
+//!
+//! A reader multiplies by a constant (sqrt of the row width's model dimension) in f32 and rounds to fp16, as the device
+//! runtime does (bundle contract, 4.2 and 5.2).
+
+use super::error::{Error, Result, at};
+use super::layout;
+use half::f16;
+use memmap2::Mmap;
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// How the rows of a table are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum RowFormat {
+    /// One signed byte a value, one fp16 scale a row: the published form.
+    #[default]
+    #[serde(rename = "rows-int8")]
+    Int8,
+    /// Half a byte a value, one fp16 scale a row.
+    #[serde(rename = "rows-int4")]
+    Int4,
+    /// fp16 values.
+    #[serde(rename = "rows-fp16")]
+    Fp16,
+}
+
+impl RowFormat {
+    /// Bytes of one row of `dim` values, without its scale.
+    pub fn row_bytes(self, dim: usize) -> usize {
+        match self {
+            Self::Int8 => dim,
+            Self::Int4 => dim.div_ceil(2),
+            Self::Fp16 => dim * 2,
+        }
+    }
+}
+
+/// A table on disk, `[rows, dim]`.
+#[derive(Debug)]
+pub struct RowTable {
+    format: RowFormat,
+    rows: usize,
+    dim: usize,
+    name: String,
+    data: Mmap,
+    scales: Option<Mmap>,
+}
+
+impl RowTable {
+    /// Opens the table `stem` of bundle `dir` and checks the sizes of its files.
+    pub fn open(
+        dir: &Path,
+        stem: &str,
+        format: RowFormat,
+        rows: usize,
+        dim: usize,
+    ) -> Result<Self> {
+        let name = layout::table_data(stem, format);
+        let why = format!("{rows} rows of {dim}");
+        let bytes = rows as u64 * format.row_bytes(dim) as u64;
+        let data = map_exact(&dir.join(&name), bytes, &why)?;
+        let scales = match layout::table_scales(stem, format) {
+            Some(file) => Some(map_exact(
+                &dir.join(file),
+                rows as u64 * 2,
+                &format!("{rows} fp16 scales"),
+            )?),
+            None => None,
+        };
+        Ok(Self {
+            format,
+            rows,
+            dim,
+            name,
+            data,
+            scales,
+        })
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Values in a row.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// How rows are stored.
+    pub fn format(&self) -> RowFormat {
+        self.format
+    }
+
+    /// Row `row` times `multiplier`, each value rounded to fp16 at the end, into `out` (`dim` values).
+    pub fn row(&self, row: usize, multiplier: f32, out: &mut [f32]) -> Result<()> {
+        self.check(row, out.len())?;
+        let width = self.format.row_bytes(self.dim);
+        let bytes = &self.data[row * width..(row + 1) * width];
+        match self.format {
+            RowFormat::Int8 => {
+                let scale = self.scale(row) / 127.0;
+                for (o, &b) in out.iter_mut().zip(bytes) {
+                    *o = stored(f32::from(b as i8) * scale * multiplier);
+                }
+            }
+            RowFormat::Int4 => {
+                let scale = self.scale(row) / 7.0;
+                for (i, o) in out.iter_mut().enumerate() {
+                    *o = stored(f32::from(nibble(bytes[i / 2], i % 2)) * scale * multiplier);
+                }
+            }
+            RowFormat::Fp16 => {
+                for (o, b) in out.iter_mut().zip(bytes.chunks_exact(2)) {
+                    *o = stored(f16::from_le_bytes([b[0], b[1]]).to_f32() * multiplier);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The row's fp16 scale; 1 for fp16 rows.
+    fn scale(&self, row: usize) -> f32 {
+        self.scales.as_ref().map_or(1.0, |s| {
+            f16::from_le_bytes([s[row * 2], s[row * 2 + 1]]).to_f32()
+        })
+    }
+
+    fn check(&self, row: usize, len: usize) -> Result<()> {
+        if row >= self.rows {
+            return Err(Error::Row {
+                table: self.name.clone(),
+                row,
+                rows: self.rows,
+            });
+        }
+        if len != self.dim {
+            return Err(Error::RowLength {
+                table: self.name.clone(),
+                expected: self.dim,
+                got: len,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Rounds to fp16, as the runtime stores the feature.
+fn stored(x: f32) -> f32 {
+    f16::from_f32(x).to_f32()
+}
+
+/// Nibble 0 (low) or 1 (high) of a byte as a two's complement number.
+fn nibble(byte: u8, which: usize) -> i8 {
+    if which == 0 {
+        ((byte << 4) as i8) >> 4
+    } else {
+        (byte as i8) >> 4
+    }
+}
+
+/// Maps a file that must have exactly `expected` bytes.
+pub(super) fn map_exact(path: &Path, expected: u64, why: &str) -> Result<Mmap> {
+    let file = File::open(path).map_err(at(path))?;
+    let got = file.metadata().map_err(at(path))?.len();
+    if got != expected {
+        return Err(size_error(path, expected, why, got));
+    }
+    // SAFETY: the map is read-only, and a bundle's files are never written in place once it is complete.
+    unsafe { Mmap::map(&file) }.map_err(at(path))
+}
+
+fn size_error(path: &Path, expected: u64, why: &str, got: u64) -> Error {
+    Error::Size {
+        path: PathBuf::from(path),
+        expected,
+        why: why.to_string(),
+        got,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(dir: &Path, name: &str, bytes: &[u8]) {
+        std::fs::write(dir.join(name), bytes).unwrap();
+    }
+
+    #[test]
+    fn int8_rows_follow_the_published_formula() {
+        let dir = tempfile::tempdir().unwrap();
+        write(
+            dir.path(),
+            "embed_tokens_q8.bin",
+            &[127, 0x81, 1, 0, 64, 0xff],
+        );
+        let scales: Vec<u8> = [0.5f32, 3.0]
+            .iter()
+            .flat_map(|&s| f16::from_f32(s).to_le_bytes())
+            .collect();
+        write(dir.path(), "embed_tokens_scales.bin", &scales);
+        let table = RowTable::open(dir.path(), "embed_tokens", RowFormat::Int8, 2, 3).unwrap();
+        let mut row = [0f32; 3];
+        table.row(0, 8.0, &mut row).unwrap();
+        // 127 * (0.5 / 127) * 8 = 4; 1 * (0.5 / 127) * 8 = 0.031496 -> nearest fp16
+        assert_eq!(row, [4.0, -4.0, f16::from_f32(0.5 / 127.0 * 8.0).to_f32()]);
+        table.row(1, 1.0, &mut row).unwrap();
+        assert_eq!(row[0], 0.0);
+        assert_eq!(row[1], f16::from_f32(64.0 * (3.0f32 / 127.0)).to_f32());
+        assert!(matches!(
+            table.row(2, 1.0, &mut row),
+            Err(Error::Row {
+                row: 2,
+                rows: 2,
+                ..
+            })
+        ));
+    }
+
+    #[test]
+    fn int4_and_fp16_rows() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "t_q4.bin", &[0x97, 0x0f]);
+        write(
+            dir.path(),
+            "t_scales.bin",
+            &f16::from_f32(7.0).to_le_bytes(),
+        );
+        let table = RowTable::open(dir.path(), "t", RowFormat::Int4, 1, 3).unwrap();
+        let mut row = [0f32; 3];
+        table.row(0, 2.0, &mut row).unwrap();
+        assert_eq!(row, [14.0, -14.0, -2.0]);
+
+        let values: Vec<u8> = [1.5f32, -2.0]
+            .iter()
+            .flat_map(|&s| f16::from_f32(s).to_le_bytes())
+            .collect();
+        write(dir.path(), "t_fp16.bin", &values);
+        let table = RowTable::open(dir.path(), "t", RowFormat::Fp16, 1, 2).unwrap();
+        let mut row = [0f32; 2];
+        table.row(0, 3.0, &mut row).unwrap();
+        assert_eq!(row, [4.5, -6.0]);
+    }
+
+    #[test]
+    fn missing_and_short_files_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || RowTable::open(dir.path(), "t", RowFormat::Int8, 2, 3);
+        assert!(matches!(open(), Err(Error::Missing { .. })));
+        write(dir.path(), "t_q8.bin", &[0; 5]);
+        assert!(matches!(
+            open(),
+            Err(Error::Size {
+                expected: 6,
+                got: 5,
+                ..
+            })
+        ));
+        write(dir.path(), "t_q8.bin", &[0; 6]);
+        assert!(matches!(open(), Err(Error::Missing { .. })));
+        write(dir.path(), "t_scales.bin", &[0; 3]);
+        assert!(matches!(
+            open(),
+            Err(Error::Size {
+                expected: 4,
+                got: 3,
+                ..
+            })
+        ));
+    }
+}

@@ -1,0 +1,325 @@
+//! `decode`: text from a bundle, streamed.
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::Threads;
+use super::console::Console;
+use super::failure::{Code, Failure, OrFail, Result};
+use super::source::{PrecisionArg, check_ids, open_bundle, row_source};
+use crate::bundle::Bundle;
+use crate::checkpoint::{ChatTemplate, Message, Tokenizer, stop_ids};
+use crate::evaluate::{BundleSubject, RowSource, open_decoder, reference_file, subject};
+use crate::progress::Progress;
+use crate::runtime::generate::{Finish, Generated, Limits, generate};
+use crate::runtime::sampling::{Sampler, SamplingOptions};
+use crate::runtime::{DecodeOptions, Decoder, Precision};
+
+/// First positions whose hidden states `--trace` writes.
+const TRACE_POSITIONS: usize = 16;
+
+#[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("input").required(true).multiple(true).args(["prompt", "chat", "tokens"])))]
+pub struct Args {
+    /// The bundle
+    bundle: PathBuf,
+
+    /// Text to continue; the tokenizer's beginning-of-text token is put before it
+    #[arg(short, long, value_name = "PROMPT")]
+    prompt: Option<String>,
+
+    /// Use the chat template: for the one turn of --prompt, or for turns read from stdin line by line
+    #[arg(long)]
+    chat: bool,
+
+    /// Token ids to continue, as they are
+    #[arg(long, value_name = "IDS", value_delimiter = ',', conflicts_with_all = ["prompt", "chat"])]
+    tokens: Option<Vec<u32>>,
+
+    /// Most new tokens
+    #[arg(short = 'n', long = "max-new", value_name = "N", default_value_t = 128)]
+    max_new: usize,
+
+    /// Divides the logits; 0 is greedy
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    temperature: f64,
+
+    /// Sample among the K most probable tokens only; 0 means all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: usize,
+
+    /// Sample among the most probable tokens that reach this probability only
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f64,
+
+    /// Seed of the sampler
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+
+    /// How activations are carried
+    #[arg(long, value_enum, default_value = "f32")]
+    precision: PrecisionArg,
+
+    /// Take embedding and per-layer rows from this checkpoint instead of the bundle's tables
+    #[arg(long, value_name = "MODEL")]
+    exact_tables: Option<String>,
+
+    /// Go on after a stop token
+    #[arg(long)]
+    ignore_eos: bool,
+
+    /// Write ids, logits and hidden states as a reference file (runs the tokens a second time)
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+
+    #[command(flatten)]
+    threads: Threads,
+}
+
+#[derive(Serialize)]
+struct Output<'a> {
+    tokens: &'a [u32],
+    text: &'a str,
+    finish_reason: Finish,
+    tokens_per_second: f64,
+}
+
+struct Session<'a> {
+    args: &'a Args,
+    console: &'a Console,
+    bundle: &'a Arc<Bundle>,
+    rows: RowSource,
+    tokenizer: Tokenizer,
+    stop: Vec<u32>,
+    sampler: Sampler,
+    decoder: Decoder,
+    /// Ids that the decoder holds.
+    fed: Vec<u32>,
+}
+
+pub fn run(args: &Args, console: &Console) -> Result<()> {
+    let bundle = open_bundle(&args.bundle)?;
+    let mut session = Session::open(args, console, &bundle)?;
+    let interactive = args.chat && args.prompt.is_none();
+    if interactive {
+        return session.converse();
+    }
+    let ids = session.prompt_ids()?;
+    let (generated, _) = session.turn(&ids)?;
+    if let Some(path) = &args.trace {
+        session.write_trace(path, &ids, &generated.tokens)?;
+    }
+    Ok(())
+}
+
+impl<'a> Session<'a> {
+    fn open(args: &'a Args, console: &'a Console, bundle: &'a Arc<Bundle>) -> Result<Self> {
+        let interactive = args.chat && args.prompt.is_none();
+        if args.trace.is_some() && (interactive || args.max_new == 0) {
+            let what = "--trace needs --prompt or --tokens, and at least one new token";
+            return Err(Failure::new(Code::Usage, what));
+        }
+        let sampler = Sampler::new(SamplingOptions {
+            temperature: args.temperature,
+            top_k: args.top_k,
+            top_p: args.top_p,
+            seed: args.seed,
+        })
+        .map_err(|e| Failure::from_error(Code::Usage, &e))?;
+        let rows = row_source(args.exact_tables.as_deref(), console)?;
+        let tokenizer = Tokenizer::open(&bundle.hf_dir()).or_invalid()?;
+        let stop = match args.ignore_eos {
+            true => Vec::new(),
+            false => stop_ids(&bundle.hf_dir()).or_invalid()?,
+        };
+        console.begin("loading", 0);
+        let decoder = open_decoder(
+            bundle,
+            args.precision.into(),
+            &rows,
+            DecodeOptions {
+                threads: args.threads.threads,
+                keep: match sampler.is_greedy() {
+                    true => Vec::new(),
+                    false => vec!["logits".into()],
+                },
+            },
+        )
+        .or_invalid()?;
+        console.end();
+        Ok(Session {
+            args,
+            console,
+            bundle,
+            rows,
+            tokenizer,
+            stop,
+            sampler,
+            decoder,
+            fed: Vec::new(),
+        })
+    }
+
+    fn prompt_ids(&self) -> Result<Vec<u32>> {
+        let text = self.args.prompt.as_deref().unwrap_or_default();
+        if let Some(ids) = &self.args.tokens {
+            return Ok(ids.clone());
+        }
+        if self.args.chat {
+            return self.chat_ids(&self.template()?, &[Message::new("user", text)]);
+        }
+        self.tokenizer.encode(text, true).or_invalid()
+    }
+
+    fn template(&self) -> Result<ChatTemplate> {
+        ChatTemplate::open(&self.bundle.hf_dir())
+            .or_invalid()?
+            .ok_or_else(|| {
+                Failure::new(Code::Invalid, "the bundle's hf_model has no chat template")
+                    .hint("decode without --chat, or add chat_template.jinja to hf_model")
+            })
+    }
+
+    fn chat_ids(&self, template: &ChatTemplate, messages: &[Message]) -> Result<Vec<u32>> {
+        let text = template.render(messages, true).or_invalid()?;
+        // The template writes the beginning-of-text token itself.
+        self.tokenizer.encode(&text, false).or_invalid()
+    }
+
+    /// Turns of the user from stdin, one per line, until its end.
+    fn converse(&mut self) -> Result<()> {
+        let template = self.template()?;
+        let mut messages = Vec::new();
+        let ask = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
+        loop {
+            if ask {
+                // A missing prompt sign is no reason to stop.
+                let _ = write!(std::io::stderr(), "> ");
+            }
+            let mut line = String::new();
+            if std::io::stdin().lock().read_line(&mut line).or_invalid()? == 0 {
+                return Ok(());
+            }
+            let line = line.trim();
+            if line.is_empty() {
+                continue;
+            }
+            messages.push(Message::new("user", line));
+            let ids = self.chat_ids(&template, &messages)?;
+            let (_, text) = self.turn(&ids)?;
+            messages.push(Message::new("assistant", text));
+        }
+    }
+
+    /// Brings the decoder to `ids`, generates, prints.
+    fn turn(&mut self, ids: &[u32]) -> Result<(Generated, String)> {
+        check_ids(ids, self.bundle.config().vocab_size)?;
+        if ids.len() > self.decoder.context() {
+            return Err(Failure::new(
+                Code::Invalid,
+                format!(
+                    "the prompt has {} tokens: expected at most the bundle's context of {}",
+                    ids.len(),
+                    self.decoder.context()
+                ),
+            )
+            .hint("convert with a larger --context, or shorten the prompt"));
+        }
+        // What the decoder holds can stay when the new ids go on from there.
+        let held = self.fed.len();
+        let rest = match ids.starts_with(&self.fed) && held < ids.len() {
+            true => &ids[held..],
+            false => {
+                self.decoder.reset();
+                ids
+            }
+        };
+        let stream_text = !self.console.json();
+        let console = self.console;
+        let mut stream = self.tokenizer.stream();
+        let mut failed = None;
+        let mut emit = |token: u32| -> ControlFlow<()> {
+            if !stream_text {
+                return ControlFlow::Continue(());
+            }
+            let printed = match stream.push(token).or_invalid() {
+                Ok(text) => console.print(&text),
+                Err(e) => Err(e),
+            };
+            match printed {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(e) => {
+                    failed = Some(e);
+                    ControlFlow::Break(())
+                }
+            }
+        };
+        let limits = Limits {
+            max_new: self.args.max_new,
+            stop_ids: &self.stop,
+        };
+        let generated = generate(
+            &mut self.decoder,
+            rest,
+            &mut self.sampler,
+            &limits,
+            &mut emit,
+        )
+        .or_invalid()?;
+        if let Some(failure) = failed {
+            return Err(failure);
+        }
+        if stream_text {
+            let tail = stream.finish().or_invalid()?;
+            self.console.line(&tail)?;
+        }
+        let all = [ids, &generated.tokens].concat();
+        self.fed = all[..self.decoder.position().min(all.len())].to_vec();
+        let text = self.tokenizer.decode(&generated.tokens).or_invalid()?;
+        self.report(&generated, &text)?;
+        Ok((generated, text))
+    }
+
+    fn report(&self, generated: &Generated, text: &str) -> Result<()> {
+        let speed = generated.tokens_per_second();
+        if self.console.json() {
+            let output = Output {
+                tokens: &generated.tokens,
+                text,
+                finish_reason: generated.finish,
+                tokens_per_second: speed,
+            };
+            let line = serde_json::to_string(&output).or_unexpected()?;
+            self.console.line(&line)?;
+        }
+        let why = match generated.finish {
+            Finish::Stop => "stop token",
+            Finish::Length => "length reached",
+            Finish::Context => "context full",
+        };
+        let new = generated.tokens.len();
+        self.console
+            .note(&format!("{new} tokens, {speed:.1} tokens/s, {why}"));
+        for line in super::source::overflow_lines(self.decoder.overflows()) {
+            self.console.warn(&line);
+        }
+        Ok(())
+    }
+
+    fn write_trace(&self, path: &std::path::Path, prompt: &[u32], generated: &[u32]) -> Result<()> {
+        let precision: Precision = self.args.precision.into();
+        let threads = self.args.threads.threads;
+        let mut model =
+            BundleSubject::open(self.bundle, precision, &self.rows, true, threads).or_invalid()?;
+        let positions = TRACE_POSITIONS.min(prompt.len() + generated.len() - 1);
+        self.console.begin("tracing", 0);
+        let run = subject::teacher_forced(&mut model, prompt, generated, positions, &mut || ())
+            .or_invalid()?;
+        self.console.end();
+        reference_file::write(path, &[run.trace]).or_unexpected()
+    }
+}

@@ -1,0 +1,227 @@
+//! A package as tables and JSON, for `inspect`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use super::console::{human_bytes, table};
+use crate::mil::OpType;
+use crate::package::{Binding, Package, ReadFunction, ReadOp, ReadValue};
+
+/// Header of [`summary_row`].
+pub const SUMMARY: [&str; 6] = [
+    "package",
+    ">functions",
+    ">ops",
+    ">weights",
+    ">weight bytes",
+    "default",
+];
+
+/// One line about a package.
+pub fn summary_row(name: &str, package: &Package) -> Vec<String> {
+    let functions = package.functions();
+    let ops: usize = functions.values().map(|f| counted(f).count()).sum();
+    let weights: usize = functions.values().map(|f| weights(f).len()).sum();
+    vec![
+        name.into(),
+        functions.len().to_string(),
+        ops.to_string(),
+        weights.to_string(),
+        package.weight_bytes().to_string(),
+        package.default_function().into(),
+    ]
+}
+
+/// Ops other than constants.
+fn counted(function: &ReadFunction) -> impl Iterator<Item = &ReadOp> {
+    function
+        .ops
+        .iter()
+        .filter(|op| op.op_type != OpType::Const && !op.op_type.is_constexpr())
+}
+
+/// Features of every function.
+pub fn summary_text(package: &Package) -> String {
+    let mut text = String::new();
+    for (name, function) in package.functions() {
+        let _ = writeln!(text, "function {name}: {} ops", counted(function).count());
+        let mut rows = Vec::new();
+        for input in &function.inputs {
+            let kind = if input.is_state { "state" } else { "input" };
+            rows.push(vec![kind.into(), input.name.clone(), input.ty.to_string()]);
+        }
+        for output in &function.outputs {
+            let ty = function.type_of(output).map(ToString::to_string);
+            rows.push(vec![
+                "output".into(),
+                output.clone(),
+                ty.unwrap_or_default(),
+            ]);
+        }
+        text.push_str(&table(&["feature", "name", "type"], &rows));
+    }
+    for (file, bytes, blobs) in package.weight_files() {
+        let _ = writeln!(text, "{file}: {blobs} blobs, {}", human_bytes(bytes));
+    }
+    text
+}
+
+/// The same as JSON.
+pub fn summary_json(name: &str, package: &Package) -> Value {
+    let functions: BTreeMap<&String, Value> = package
+        .functions()
+        .iter()
+        .map(|(name, f)| {
+            let inputs: Vec<Value> = f
+                .inputs
+                .iter()
+                .map(|i| {
+                    json!({ "name": i.name, "dtype": i.ty.dtype.name(), "shape": i.ty.shape,
+                            "state": i.is_state })
+                })
+                .collect();
+            let outputs: Vec<Value> = f
+                .outputs
+                .iter()
+                .map(|o| match f.type_of(o) {
+                    Some(ty) => json!({ "name": o, "dtype": ty.dtype.name(), "shape": ty.shape }),
+                    None => json!({ "name": o }),
+                })
+                .collect();
+            let about = json!({ "inputs": inputs, "outputs": outputs, "ops": counted(f).count() });
+            (name, about)
+        })
+        .collect();
+    json!({
+        "package": name,
+        "default_function": package.default_function(),
+        "functions": functions,
+        "model_bytes": package.model_bytes(),
+        "weight_bytes": package.weight_bytes(),
+    })
+}
+
+fn histogram(package: &Package) -> BTreeMap<&'static str, usize> {
+    let mut counts = BTreeMap::new();
+    for function in package.functions().values() {
+        for op in &function.ops {
+            *counts.entry(op.op_type.name()).or_default() += 1;
+        }
+    }
+    counts
+}
+
+/// How often each op type occurs, most frequent first.
+pub fn ops_text(package: &Package) -> String {
+    let mut counts: Vec<(&str, usize)> = histogram(package).into_iter().collect();
+    counts.sort_by_key(|(name, n)| (usize::MAX - n, *name));
+    let rows: Vec<Vec<String>> = counts
+        .into_iter()
+        .map(|(name, n)| vec![name.to_string(), n.to_string()])
+        .collect();
+    table(&["op", ">count"], &rows)
+}
+
+/// The same as JSON.
+pub fn ops_json(name: &str, package: &Package) -> Value {
+    json!({ "package": name, "ops": histogram(package) })
+}
+
+/// A weight as it is stored.
+struct Weight {
+    name: String,
+    shape: Vec<usize>,
+    storage: String,
+    bytes: usize,
+    offset: usize,
+}
+
+/// Weights in files: constants and constexpr ops whose data is a blob.
+fn weights(function: &ReadFunction) -> Vec<Weight> {
+    let mut all = Vec::new();
+    for op in &function.ops {
+        let Some((name, ty)) = op.outputs.first() else {
+            continue;
+        };
+        let values: Vec<&ReadValue> = match &op.value {
+            Some(value) => vec![value],
+            None if op.op_type.is_constexpr() => op
+                .inputs
+                .iter()
+                .flat_map(|(_, bindings)| bindings)
+                .filter_map(|b| match b {
+                    Binding::Value(value) => Some(value),
+                    Binding::Name(_) => None,
+                })
+                .collect(),
+            None => continue,
+        };
+        let Some(offset) = values.iter().find_map(|v| match v {
+            ReadValue::Blob { offset, .. } => Some(*offset),
+            ReadValue::Immediate(_) => None,
+        }) else {
+            continue;
+        };
+        let parts: Vec<String> = values.iter().map(|v| v.ty().to_string()).collect();
+        all.push(Weight {
+            name: name.clone(),
+            shape: ty.shape.clone(),
+            storage: match op.op_type {
+                OpType::Const => ty.dtype.name().to_string(),
+                other => format!("{}({})", other.name(), parts.join(", ")),
+            },
+            bytes: values
+                .iter()
+                .map(|v| v.ty().bytes().unwrap_or(0) as usize)
+                .sum(),
+            offset,
+        });
+    }
+    all
+}
+
+/// Every weight with its storage.
+pub fn weights_text(package: &Package) -> String {
+    let mut text = String::new();
+    for (name, function) in package.functions() {
+        if package.functions().len() > 1 {
+            let _ = writeln!(text, "function {name}");
+        }
+        let rows: Vec<Vec<String>> = weights(function)
+            .into_iter()
+            .map(|w| {
+                vec![
+                    w.name,
+                    format!("{:?}", w.shape),
+                    w.bytes.to_string(),
+                    w.offset.to_string(),
+                    w.storage,
+                ]
+            })
+            .collect();
+        let header = ["weight", ">shape", ">bytes", ">offset", "storage"];
+        text.push_str(&table(&header, &rows));
+    }
+    text
+}
+
+/// The same as JSON.
+pub fn weights_json(name: &str, package: &Package) -> Value {
+    let functions: BTreeMap<&String, Vec<Value>> = package
+        .functions()
+        .iter()
+        .map(|(name, function)| {
+            let list = weights(function)
+                .into_iter()
+                .map(|w| {
+                    json!({ "name": w.name, "shape": w.shape, "storage": w.storage,
+                            "bytes": w.bytes, "offset": w.offset })
+                })
+                .collect();
+            (name, list)
+        })
+        .collect();
+    json!({ "package": name, "functions": functions })
+}

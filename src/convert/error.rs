@@ -1,0 +1,156 @@
+//! What can stop a conversion.
+
+use std::path::PathBuf;
+
+/// Result of conversion.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a conversion stopped. What was finished before is kept beside the output unless nothing was.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The checkpoint cannot be read, or holds something it should not.
+    #[error(transparent)]
+    Checkpoint(Box<crate::checkpoint::Error>),
+    /// The checkpoint is not the model that its config describes.
+    #[error(transparent)]
+    Model(Box<crate::gemma::Error>),
+    /// The recipe is wrong, or a rule of it matches nothing.
+    #[error(transparent)]
+    Recipe(#[from] crate::recipe::Error),
+    /// The model has no graph in this layout.
+    #[error(transparent)]
+    Graph(#[from] crate::graph::Error),
+    /// Files of the bundle could not be written or do not open.
+    #[error(transparent)]
+    Bundle(#[from] crate::bundle::Error),
+    /// A package could not be written.
+    #[error("{package}: {source}")]
+    Package {
+        /// The package.
+        package: String,
+        /// The writer's reason.
+        source: Box<crate::package::Error>,
+    },
+    /// A tensor cannot be quantized.
+    #[error("tensor {tensor}, from element {start}: {source}")]
+    Quantize {
+        /// Name without prefix.
+        tensor: String,
+        /// Where the group or row begins, row-major.
+        start: usize,
+        /// What is wrong with it.
+        source: crate::quantize::Error,
+    },
+    /// A scheme does not fit a tensor's shape and the recipe names no other.
+    #[error(
+        "tensor {tensor} {shape:?}: scheme {scheme} does not fit: {source}\n\
+         hint: give it another scheme with a rule, or set `otherwise` in the recipe's [quantize]"
+    )]
+    DoesNotFit {
+        /// Name without prefix.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// The scheme chosen for it.
+        scheme: crate::quantize::Scheme,
+        /// Which axis does not divide.
+        source: crate::quantize::Error,
+    },
+    /// A row of a table, once scaled, is beyond fp16.
+    #[error(
+        "tensor {tensor}: row {row}: {value} times {factor} is beyond the range of fp16 (65504)"
+    )]
+    RowRange {
+        /// Name without prefix.
+        tensor: String,
+        /// The row (token id).
+        row: usize,
+        /// Its largest magnitude.
+        value: f32,
+        /// What readers multiply it by.
+        factor: f64,
+    },
+    /// The context is not one the model can have.
+    #[error("context {context}: expected 1 to {max}, the positions the model was made for")]
+    Context {
+        /// What was asked.
+        context: usize,
+        /// `max_position_embeddings`.
+        max: usize,
+    },
+    /// The disk is too small; nothing was begun.
+    #[error(
+        "{path}: {needed} bytes needed, {free} free\nhint: free some space or choose another disk"
+    )]
+    Space {
+        /// The output.
+        path: PathBuf,
+        /// Bytes still to be written.
+        needed: u64,
+        /// Bytes free.
+        free: u64,
+    },
+    /// The threads could not be started.
+    #[error("{threads} threads: {reason}")]
+    Threads {
+        /// How many were asked.
+        threads: usize,
+        /// The system's reason.
+        reason: String,
+    },
+}
+
+impl From<crate::gemma::Error> for Error {
+    fn from(e: crate::gemma::Error) -> Self {
+        match e {
+            crate::gemma::Error::Checkpoint(e) => e.into(),
+            other => Self::Model(Box::new(other)),
+        }
+    }
+}
+
+impl From<crate::checkpoint::Error> for Error {
+    fn from(e: crate::checkpoint::Error) -> Self {
+        Self::Checkpoint(Box::new(e))
+    }
+}
+
+/// Who can do something about an error; the command line's exit codes follow from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The checkpoint, the recipe or the existing output is not as it must be.
+    Input,
+    /// Not enough disk.
+    Space,
+    /// The system refused something, or the program is wrong.
+    Unexpected,
+}
+
+impl Error {
+    /// Who can do something about it.
+    pub fn fault(&self) -> Fault {
+        use crate::bundle::Error as B;
+        match self {
+            Self::Space { .. } | Self::Bundle(B::DiskFull { .. }) => Fault::Space,
+            Self::Package { source, .. } if disk_full(source.as_ref()) => Fault::Space,
+            Self::Package { .. } | Self::Threads { .. } | Self::Bundle(B::Io { .. }) => {
+                Fault::Unexpected
+            }
+            _ => Fault::Input,
+        }
+    }
+}
+
+/// Whether some cause of `error` is a full disk, quota or file size limit.
+pub(super) fn disk_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(e) = cause {
+        if e.downcast_ref::<std::io::Error>()
+            .is_some_and(crate::bundle::error::is_full)
+        {
+            return true;
+        }
+        cause = e.source();
+    }
+    false
+}

@@ -1,0 +1,110 @@
+//! `model_config.json` and `provenance.json` of a conversion.
+
+use super::journal::Done;
+use super::tables::row_format;
+use crate::bundle::provenance::{CheckpointRecord, FORMAT, RecipeRecord, Tool};
+use crate::bundle::{BundleConfig, Provenance};
+use crate::checkpoint::Checkpoint;
+use crate::gemma::ModelPlan;
+use crate::recipe::Recipe;
+
+/// First token of a prompt when the checkpoint's config does not say; the family's.
+const BOS: u32 = 2;
+/// End of sequence when the checkpoint's config does not say; the family's.
+const EOS: u32 = 1;
+
+/// Everything that decides a bundle.
+pub(super) struct Job<'a> {
+    pub checkpoint: &'a Checkpoint,
+    pub recipe: &'a Recipe,
+    pub plan: &'a ModelPlan,
+    pub context: usize,
+    pub model_id: &'a str,
+}
+
+impl Job<'_> {
+    /// Which RoPE tables the full layers get.
+    pub fn full_rope(&self) -> &'static str {
+        if self.recipe.compat {
+            "all-pairs"
+        } else {
+            "proportional"
+        }
+    }
+
+    /// `model_config.json`; `chunks` are the packages in the order they run.
+    pub fn config(&self, chunks: Vec<String>) -> BundleConfig {
+        let (plan, text) = (self.plan, self.checkpoint.config());
+        let per_layer = plan.ple_dim > 0;
+        BundleConfig {
+            model_name: self.model_id.to_string(),
+            architecture: "gemma4".into(),
+            hidden_size: plan.hidden,
+            context_length: self.context,
+            vocab_size: plan.vocab,
+            bos_token_id: text.bos_token_id.unwrap_or(BOS),
+            eos_token_id: text.eos_token_ids.first().copied().unwrap_or(EOS),
+            per_layer_dim: plan.ple_dim,
+            num_layers: plan.layers.len(),
+            num_hidden_layers: Some(plan.layers.len()),
+            sliding_window: plan.window,
+            embed_scale: plan.embed_scale,
+            per_layer_model_projection_scale: per_layer.then_some(plan.ple_projection_scale),
+            per_layer_input_scale: per_layer.then_some(plan.ple_combine_scale),
+            per_layer_embed_scale: per_layer.then_some(plan.ple_embed_scale),
+            layer_types: plan
+                .layers
+                .iter()
+                .map(|l| l.kind.hf_name().to_string())
+                .collect(),
+            num_kv_shared_layers: plan.layers.len() - plan.first_shared,
+            num_attention_heads: plan.q_heads,
+            num_key_value_heads: plan.sliding.kv_heads,
+            head_dim: plan.sliding.head_dim,
+            global_head_dim: plan.full.head_dim,
+            rms_norm_eps: plan.eps,
+            final_logit_softcapping: plan.softcap,
+            quantization: self.recipe.quantize.default.to_string(),
+            compute_units: "CPU_AND_NE".into(),
+            tokenizer_repo: self.model_id.to_string(),
+            num_global_key_value_heads: Some(plan.full.kv_heads),
+            vocab_size_per_layer_input: per_layer.then_some(plan.ple_vocab),
+            layout: self.recipe.layout.name().to_string(),
+            chunks,
+            table_format: row_format(self.recipe.quantize.tables),
+            full_rope: self.full_rope().to_string(),
+        }
+    }
+
+    /// `provenance.json` of these units.
+    pub fn provenance(&self, fingerprint: &str, done: &[&Done]) -> Provenance {
+        let passed = self.checkpoint.passed_over();
+        Provenance {
+            format: FORMAT,
+            tool: Tool {
+                name: env!("CARGO_PKG_NAME").to_string(),
+                version: env!("CARGO_PKG_VERSION").to_string(),
+            },
+            recipe: RecipeRecord {
+                name: self.recipe.name.clone(),
+                text: self.recipe.source.clone(),
+            },
+            checkpoint: CheckpointRecord {
+                sha256: fingerprint.to_string(),
+                vision_tensors: passed.vision,
+                audio_tensors: passed.audio,
+                other_tensors: passed.other,
+            },
+            context: self.context,
+            full_rope: self.full_rope().to_string(),
+            tensors: done
+                .iter()
+                .flat_map(|d| d.tensors.iter().cloned())
+                .collect(),
+            files: done
+                .iter()
+                .flat_map(|d| d.files.iter().map(|(k, v)| (k.clone(), v.clone())))
+                .collect(),
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Which scheme each weight gets, and how many bytes that makes. Reads no weights.
+
+use super::error::{Error, Result};
+use crate::gemma::ModelPlan;
+use crate::graph::{ChunkSpec, WeightBinding, chunk_weights, split};
+use crate::mil::DType;
+use crate::package::Storage;
+use crate::quantize::{Grouping, Scheme};
+use crate::recipe::{Candidate, Recipe};
+
+/// One weight of one package with the scheme it is stored in.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// The package, `chunk1.mlpackage`.
+    pub package: String,
+    /// Constant, checkpoint tensor and what it is.
+    pub binding: WeightBinding,
+    /// The scheme.
+    pub scheme: Scheme,
+    /// What chose it: `default`, `rule ...`, `otherwise (...)`.
+    pub reason: String,
+    /// How the package stores it.
+    pub storage: Storage,
+    /// Number of values.
+    pub elements: u64,
+    /// Bytes of data, LUT and scales, before padding and sharing.
+    pub bytes: u64,
+}
+
+/// One package with its weights in blob order.
+#[derive(Debug, Clone)]
+pub struct ResolvedChunk {
+    /// Layers and name.
+    pub spec: ChunkSpec,
+    /// Its weights.
+    pub weights: Vec<Resolved>,
+}
+
+/// Resolves the recipe's rules for every weight of a model. A rule that matches nothing is an error, and so is a scheme
+/// that does not fit unless the recipe says what to use `otherwise`.
+pub fn resolve(plan: &ModelPlan, recipe: &Recipe) -> Result<Vec<ResolvedChunk>> {
+    let specs = split::chunks(plan, recipe.layout)?;
+    let bindings: Vec<Vec<WeightBinding>> = specs
+        .iter()
+        .map(|s| chunk_weights(plan, s))
+        .collect::<std::result::Result<_, _>>()?;
+    let candidates: Vec<Candidate<'_>> = bindings.iter().flatten().map(candidate).collect();
+    let mut choices = recipe
+        .quantize
+        .resolve(&recipe.name, &candidates)?
+        .into_iter();
+    let mut chunks = Vec::with_capacity(specs.len());
+    for (spec, list) in specs.into_iter().zip(&bindings) {
+        let package = crate::bundle::layout::package_dir(&spec.name);
+        let mut weights = Vec::with_capacity(list.len());
+        for (binding, choice) in list.iter().zip(&mut choices) {
+            let chosen = fit(
+                binding,
+                choice.scheme,
+                choice.reason.to_string(),
+                recipe.quantize.otherwise,
+            )?;
+            weights.push(resolved(&package, binding, chosen)?);
+        }
+        chunks.push(ResolvedChunk { spec, weights });
+    }
+    Ok(chunks)
+}
+
+fn candidate(binding: &WeightBinding) -> Candidate<'_> {
+    Candidate {
+        name: &binding.tensor,
+        elements: binding.source_shape.iter().product(),
+        kind: binding.kind,
+    }
+}
+
+/// The scheme if it fits the tensor, else the recipe's other one.
+fn fit(
+    binding: &WeightBinding,
+    scheme: Scheme,
+    reason: String,
+    otherwise: Option<Scheme>,
+) -> Result<(Scheme, String)> {
+    let Err(source) = fits(binding, scheme) else {
+        return Ok((scheme, reason));
+    };
+    let does_not_fit = |scheme, source| Error::DoesNotFit {
+        tensor: binding.tensor.clone(),
+        shape: binding.source_shape.clone(),
+        scheme,
+        source,
+    };
+    let Some(other) = otherwise.filter(|o| *o != scheme) else {
+        return Err(does_not_fit(scheme, source));
+    };
+    match fits(binding, other) {
+        Ok(()) => Ok((other, format!("otherwise ({scheme}: {source})"))),
+        Err(e) => Err(does_not_fit(other, e)),
+    }
+}
+
+fn fits(binding: &WeightBinding, scheme: Scheme) -> crate::quantize::Result<()> {
+    let [outputs, inputs] = matrix(&binding.source_shape);
+    scheme.channel_groups(outputs)?;
+    scheme.input_blocks(inputs)?;
+    Ok(())
+}
+
+/// Output channels and values per channel of a tensor.
+pub(super) fn matrix(shape: &[usize]) -> [usize; 2] {
+    match shape {
+        [] => [1, 1],
+        [outputs, inputs @ ..] => [*outputs, inputs.iter().product()],
+    }
+}
+
+fn resolved(package: &str, binding: &WeightBinding, chosen: (Scheme, String)) -> Result<Resolved> {
+    let (scheme, reason) = chosen;
+    let storage = storage(binding, scheme);
+    let package_error = |source| Error::Package {
+        package: package.to_string(),
+        source: Box::new(source),
+    };
+    let parts = storage.parts(&binding.konst).map_err(package_error)?;
+    Ok(Resolved {
+        package: package.to_string(),
+        elements: binding.source_shape.iter().map(|&n| n as u64).product(),
+        bytes: parts.iter().map(|p| p.bytes).sum(),
+        binding: binding.clone(),
+        scheme,
+        reason,
+        storage,
+    })
+}
+
+/// How a package stores a weight in a scheme that fits it: groups and scales lie along axis 0, blocks along axis 1.
+fn storage(binding: &WeightBinding, scheme: Scheme) -> Storage {
+    let shape = &binding.konst.shape;
+    let ones = |first: usize, second: usize| -> Vec<usize> {
+        let sizes = [first, second];
+        (0..shape.len())
+            .map(|axis| sizes.get(axis).copied().unwrap_or(1))
+            .collect()
+    };
+    let outputs = shape.first().copied().unwrap_or(1);
+    match scheme {
+        Scheme::Fp16 => Storage::Dense,
+        Scheme::Palette { nbits, group } => {
+            let groups = match group {
+                Grouping::Tensor => 1,
+                Grouping::Channels(n) => outputs / n.max(1),
+            };
+            let mut lut_shape = ones(groups, 1);
+            lut_shape.extend([1 << nbits, 1]);
+            Storage::Palette {
+                nbits,
+                lut_shape,
+                vector_axis: None,
+            }
+        }
+        Scheme::Int8Channel => Storage::Blockwise {
+            data: DType::Int8,
+            scale_shape: ones(outputs, 1),
+            offset: false,
+        },
+        Scheme::Int4Block(block) => {
+            let blocks = shape.get(1).copied().unwrap_or(1) / block.max(1);
+            Storage::Blockwise {
+                data: DType::Int4,
+                scale_shape: ones(outputs, blocks),
+                offset: false,
+            }
+        }
+    }
+}

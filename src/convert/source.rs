@@ -1,0 +1,118 @@
+//! Fills the constants of a package from the checkpoint.
+
+use super::error::Error;
+use super::resolve::Resolved;
+use super::tile::{self, Buffers};
+use crate::bundle::provenance::TensorRecord;
+use crate::checkpoint::Checkpoint;
+use crate::mil::DeferredConst;
+use crate::package::{BoxError, ConstSource, PartSink, Storage};
+use crate::progress::Progress;
+use crate::quantize::ErrorStats;
+use std::collections::BTreeMap;
+
+/// The weights of one package: what the writer asks for, and a record of each.
+pub(super) struct Weights<'a> {
+    checkpoint: &'a Checkpoint,
+    by_id: BTreeMap<&'a str, &'a Resolved>,
+    buffers: Buffers,
+    progress: &'a dyn Progress,
+    /// One per constant, in the order they were streamed.
+    pub records: Vec<TensorRecord>,
+    /// Our own error, when that is what stopped the writer.
+    pub failed: Option<Error>,
+}
+
+impl<'a> Weights<'a> {
+    pub fn new(
+        checkpoint: &'a Checkpoint,
+        weights: &'a [Resolved],
+        progress: &'a dyn Progress,
+    ) -> Self {
+        Self {
+            checkpoint,
+            by_id: weights
+                .iter()
+                .map(|w| (w.binding.konst.id.as_str(), w))
+                .collect(),
+            buffers: Buffers::default(),
+            progress,
+            records: Vec::new(),
+            failed: None,
+        }
+    }
+
+    fn find(&self, c: &DeferredConst) -> Result<&'a Resolved, BoxError> {
+        let found = self.by_id.get(c.id.as_str()).copied();
+        found.ok_or_else(|| format!("constant {} has no tensor", c.id).into())
+    }
+
+    fn fill(&mut self, weight: &Resolved, sink: &mut dyn PartSink) -> Result<(), BoxError> {
+        let binding = &weight.binding;
+        let view = self
+            .checkpoint
+            .tensor(&binding.tensor, &binding.source_shape)
+            .map_err(Error::from)?;
+        self.progress.item(&binding.tensor);
+        let write = &mut |part, bytes: &[u8]| sink.write(part, bytes);
+        let stats = tile::stream(&view, weight, &mut self.buffers, self.progress, write)?;
+        self.records.push(record(weight, &stats));
+        Ok(())
+    }
+}
+
+impl ConstSource for Weights<'_> {
+    fn storage(&self, c: &DeferredConst) -> Result<Storage, BoxError> {
+        Ok(self.find(c)?.storage.clone())
+    }
+
+    fn stream(&mut self, c: &DeferredConst, sink: &mut dyn PartSink) -> Result<(), BoxError> {
+        let weight = self.find(c)?;
+        self.fill(weight, sink)
+            .map_err(|e| match e.downcast::<Error>() {
+                Ok(ours) => {
+                    let message = ours.to_string();
+                    self.failed = Some(*ours);
+                    message.into()
+                }
+                Err(other) => other,
+            })
+    }
+}
+
+fn record(weight: &Resolved, stats: &ErrorStats) -> TensorRecord {
+    tensor_record(
+        &weight.binding.tensor,
+        &weight.package,
+        (weight.scheme.to_string(), weight.reason.clone()),
+        (weight.elements, weight.bytes),
+        stats,
+    )
+}
+
+/// A record for provenance.json; `chosen` is scheme and reason, `size` elements and bytes.
+pub(super) fn tensor_record(
+    tensor: &str,
+    file: &str,
+    chosen: (String, String),
+    size: (u64, u64),
+    stats: &ErrorStats,
+) -> TensorRecord {
+    let sqnr = stats.sqnr_db();
+    TensorRecord {
+        tensor: tensor.to_string(),
+        file: file.to_string(),
+        scheme: chosen.0,
+        reason: chosen.1,
+        elements: size.0,
+        bytes: size.1,
+        bits_per_weight: rounded(8.0 * size.1 as f64 / size.0.max(1) as f64),
+        sqnr_db: sqnr.is_finite().then(|| rounded(sqnr)),
+        max_abs_error: rounded(stats.max_abs),
+    }
+}
+
+/// Six significant digits: enough to read, and the same after a trip through the journal's JSON.
+fn rounded(x: f64) -> f64 {
+    format!("{x:.5e}").parse().unwrap_or(x)
+}

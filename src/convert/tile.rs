@@ -1,0 +1,359 @@
+//! Streams one weight from the checkpoint through a quantizer, a tile of whole groups at a time.
+//!
+//! Groups of a tile are worked on in parallel; what comes out is written, and errors are summed, in their order, so the
+//! result does not depend on the number of threads.
+
+use super::error::{Error, Result};
+use super::resolve::{Resolved, matrix};
+use crate::checkpoint::TensorView;
+use crate::package::Part;
+use crate::progress::Progress;
+use crate::quantize::linear::{add_errors, quantize_int4_block, quantize_int8_channel};
+use crate::quantize::{
+    BitPacker, ErrorStats, GroupResult, Grouping, Scheme, Scratch, palettize_group,
+};
+use half::f16;
+use rayon::prelude::*;
+use std::sync::Mutex;
+
+/// Values of a tensor in memory at a time. With 4 bytes of f32, 2 of fp16 and 1 of index each, a tile is 14 MB.
+pub(super) const TILE: usize = 1 << 21;
+/// Values one task works on where there are no groups.
+const STRIP: usize = 1 << 16;
+
+/// Why a stream stopped: an [`Error`] of ours or the sink's I/O error.
+pub(super) type Stopped = Box<dyn std::error::Error + Send + Sync>;
+/// Takes the bytes of a part.
+pub(super) type Sink<'a> = &'a mut dyn FnMut(Part, &[u8]) -> std::io::Result<()>;
+
+/// Buffers that are kept from tensor to tensor.
+#[derive(Default)]
+pub(super) struct Buffers {
+    floats: Vec<f32>,
+    values: Vec<f16>,
+    codes: Vec<u8>,
+    bytes: Vec<u8>,
+    scratch: Pool,
+}
+
+/// Palettizer buffers, one per task at work.
+#[derive(Default)]
+struct Pool(Mutex<Vec<Scratch>>);
+
+impl Pool {
+    fn with<T>(&self, work: impl FnOnce(&mut Scratch) -> T) -> T {
+        let taken = self.0.lock().ok().and_then(|mut free| free.pop());
+        let mut scratch = taken.unwrap_or_default();
+        let result = work(&mut scratch);
+        if let Ok(mut free) = self.0.lock() {
+            free.push(scratch);
+        }
+        result
+    }
+}
+
+/// Streams `view` in the scheme that `resolved` names; returns the error against the checkpoint's values (fp16) or
+/// against the values rounded to fp16 (the other schemes).
+pub(super) fn stream(
+    view: &TensorView<'_>,
+    resolved: &Resolved,
+    buffers: &mut Buffers,
+    progress: &dyn Progress,
+    sink: Sink<'_>,
+) -> std::result::Result<ErrorStats, Stopped> {
+    let [outputs, inputs] = matrix(&resolved.binding.source_shape);
+    let mut job = Job {
+        view,
+        buffers,
+        progress,
+        sink,
+    };
+    match resolved.scheme {
+        Scheme::Fp16 => job.fp16(),
+        Scheme::Palette { nbits, group } => {
+            let length = match group {
+                Grouping::Tensor => outputs * inputs,
+                Grouping::Channels(n) => n * inputs,
+            };
+            if length > TILE {
+                job.large_groups(nbits, length)
+            } else {
+                job.groups(nbits, length)
+            }
+        }
+        Scheme::Int8Channel => job.linear(8, inputs, inputs),
+        Scheme::Int4Block(block) => job.linear(4, inputs, block),
+    }
+}
+
+struct Job<'a> {
+    view: &'a TensorView<'a>,
+    buffers: &'a mut Buffers,
+    progress: &'a dyn Progress,
+    sink: Sink<'a>,
+}
+
+impl Job<'_> {
+    /// Ranges of at most a tile, each whole multiples of `unit` values.
+    fn tiles(&self, unit: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+        let (len, step) = (self.view.len(), (TILE / unit.max(1)).max(1) * unit.max(1));
+        (0..len)
+            .step_by(step)
+            .map(move |start| start..len.min(start.saturating_add(step)))
+    }
+
+    fn fp16(&mut self) -> std::result::Result<ErrorStats, Stopped> {
+        let mut total = ErrorStats::default();
+        for tile in self.tiles(STRIP) {
+            let Buffers {
+                floats,
+                values,
+                bytes,
+                ..
+            } = &mut *self.buffers;
+            floats.resize(tile.len(), 0.0);
+            values.resize(tile.len(), f16::ZERO);
+            let strips = floats
+                .par_chunks_mut(STRIP)
+                .zip(values.par_chunks_mut(STRIP))
+                .enumerate();
+            let view = self.view;
+            let strips: Vec<Result<ErrorStats>> = strips
+                .map(|(i, (exact, stored))| {
+                    let start = tile.start + i * STRIP;
+                    let range = start..start + exact.len();
+                    view.read_f32(range.clone(), exact)?;
+                    view.read_f16(range, stored)?;
+                    let mut stats = ErrorStats::default();
+                    for (w, s) in exact.iter().zip(stored.iter()) {
+                        stats.add(f64::from(*w), s.to_f64(), 1);
+                    }
+                    Ok(stats)
+                })
+                .collect();
+            for stats in strips {
+                total.merge(&stats?);
+            }
+            little_endian(values, bytes);
+            (self.sink)(Part::Data, bytes)?;
+            self.progress.advance(tile.len() as u64);
+        }
+        Ok(total)
+    }
+
+    /// Palettes for groups of `length` values, several to a tile.
+    fn groups(&mut self, nbits: u8, length: usize) -> std::result::Result<ErrorStats, Stopped> {
+        let mut total = ErrorStats::default();
+        let mut luts: Vec<f16> = Vec::new();
+        let mut packer = BitPacker::new(nbits).map_err(|e| self.failed(0, e))?;
+        for tile in self.tiles(length) {
+            let Buffers {
+                values,
+                codes,
+                bytes,
+                scratch,
+                ..
+            } = &mut *self.buffers;
+            values.resize(tile.len(), f16::ZERO);
+            codes.resize(tile.len(), 0);
+            let (view, scratch) = (self.view, &*scratch);
+            let groups = values
+                .par_chunks_mut(length)
+                .zip(codes.par_chunks_mut(length))
+                .enumerate();
+            let groups: Vec<Result<GroupResult>> = groups
+                .map(|(i, (group, indices))| {
+                    let start = tile.start + i * length;
+                    view.read_f16(start..start + group.len(), group)?;
+                    let result = scratch.with(|s| palettize_group(group, nbits, None, s, indices));
+                    result.map_err(|e| failed(view, start, e))
+                })
+                .collect();
+            for group in groups {
+                let group = group?;
+                total.merge(&group.stats);
+                luts.extend_from_slice(group.lut.entries());
+            }
+            bytes.clear();
+            packer
+                .push(codes, bytes)
+                .map_err(|e| failed(view, tile.start, e))?;
+            (self.sink)(Part::Data, bytes)?;
+            self.progress.advance(tile.len() as u64);
+        }
+        self.finish(packer, Part::Lut, &luts)?;
+        Ok(total)
+    }
+
+    /// Palettes for groups larger than a tile: each is read twice, for its histogram and for its indices.
+    fn large_groups(
+        &mut self,
+        nbits: u8,
+        length: usize,
+    ) -> std::result::Result<ErrorStats, Stopped> {
+        let mut total = ErrorStats::default();
+        let mut luts: Vec<f16> = Vec::new();
+        let mut packer = BitPacker::new(nbits).map_err(|e| self.failed(0, e))?;
+        let mut scratch = Scratch::new();
+        for start in (0..self.view.len()).step_by(length) {
+            let group = start..self.view.len().min(start + length);
+            for tile in within(&group) {
+                self.read(&tile)?;
+                let added = scratch.histogram.add(&self.buffers.values);
+                added.map_err(|e| self.failed(tile.start, e))?;
+            }
+            let result = scratch.fit(nbits).map_err(|e| self.failed(start, e))?;
+            for tile in within(&group) {
+                self.read(&tile)?;
+                let Buffers {
+                    values,
+                    codes,
+                    bytes,
+                    ..
+                } = &mut *self.buffers;
+                codes.resize(tile.len(), 0);
+                let strips = values.par_chunks(STRIP).zip(codes.par_chunks_mut(STRIP));
+                let assigned: std::result::Result<(), _> =
+                    strips.map(|(v, c)| scratch.assign(v, c)).collect();
+                assigned.map_err(|e| failed(self.view, tile.start, e))?;
+                bytes.clear();
+                packer
+                    .push(codes, bytes)
+                    .map_err(|e| failed(self.view, tile.start, e))?;
+                (self.sink)(Part::Data, bytes)?;
+                self.progress.advance(tile.len() as u64);
+            }
+            total.merge(&result.stats);
+            luts.extend_from_slice(result.lut.entries());
+        }
+        self.finish(packer, Part::Lut, &luts)?;
+        Ok(total)
+    }
+
+    /// Symmetric integers of 8 or 4 bits, one scale for every `block` values of a row of `inputs`.
+    fn linear(
+        &mut self,
+        nbits: u8,
+        inputs: usize,
+        block: usize,
+    ) -> std::result::Result<ErrorStats, Stopped> {
+        let mut total = ErrorStats::default();
+        let blocks = inputs / block.max(1);
+        let mut scales = vec![f16::ZERO; self.view.len() / block.max(1)];
+        let mut packer = BitPacker::new(nbits).map_err(|e| self.failed(0, e))?;
+        for tile in self.tiles(inputs) {
+            self.read(&tile)?;
+            let Buffers {
+                values,
+                codes,
+                bytes,
+                ..
+            } = &mut *self.buffers;
+            codes.resize(tile.len(), 0);
+            let view = self.view;
+            let first = tile.start / inputs;
+            let scales = &mut scales[first * blocks..(tile.end / inputs) * blocks];
+            let rows = values
+                .par_chunks(inputs)
+                .zip(codes.par_chunks_mut(inputs))
+                .zip(scales.par_chunks_mut(blocks))
+                .enumerate();
+            let rows: Vec<Result<ErrorStats>> = rows
+                .map(|(i, ((row, codes), scales))| {
+                    linear_row(row, nbits, block, codes, scales)
+                        .map_err(|e| failed(view, tile.start + i * inputs, e))
+                })
+                .collect();
+            for stats in rows {
+                total.merge(&stats?);
+            }
+            bytes.clear();
+            packer
+                .push(codes, bytes)
+                .map_err(|e| failed(view, tile.start, e))?;
+            (self.sink)(Part::Data, bytes)?;
+            self.progress.advance(tile.len() as u64);
+        }
+        self.finish(packer, Part::Scale, &scales)?;
+        Ok(total)
+    }
+
+    /// The last bits of the data, then its look-up tables or scales.
+    fn finish(&mut self, mut packer: BitPacker, part: Part, values: &[f16]) -> std::io::Result<()> {
+        let bytes = &mut self.buffers.bytes;
+        bytes.clear();
+        packer.finish(bytes);
+        if !bytes.is_empty() {
+            (self.sink)(Part::Data, bytes)?;
+        }
+        little_endian(values, bytes);
+        (self.sink)(part, bytes)
+    }
+
+    /// Reads a tile into `values` on all threads.
+    fn read(&mut self, tile: &std::ops::Range<usize>) -> Result<()> {
+        let values = &mut self.buffers.values;
+        values.resize(tile.len(), f16::ZERO);
+        let view = self.view;
+        let strips: Vec<Result<()>> = values
+            .par_chunks_mut(STRIP)
+            .enumerate()
+            .map(|(i, strip)| {
+                let start = tile.start + i * STRIP;
+                Ok(view.read_f16(start..start + strip.len(), strip)?)
+            })
+            .collect();
+        strips.into_iter().collect()
+    }
+
+    fn failed(&self, start: usize, source: crate::quantize::Error) -> Error {
+        failed(self.view, start, source)
+    }
+}
+
+fn failed(view: &TensorView<'_>, start: usize, source: crate::quantize::Error) -> Error {
+    Error::Quantize {
+        tensor: view.name.to_string(),
+        start,
+        source,
+    }
+}
+
+/// The tiles of one large group.
+fn within(group: &std::ops::Range<usize>) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+    let end = group.end;
+    group
+        .clone()
+        .step_by(TILE)
+        .map(move |start| start..end.min(start + TILE))
+}
+
+/// One output channel to integers and scales; int4 as two's complement nibbles, one per byte.
+fn linear_row(
+    row: &[f16],
+    nbits: u8,
+    block: usize,
+    codes: &mut [u8],
+    scales: &mut [f16],
+) -> crate::quantize::Result<ErrorStats> {
+    let mut stats = ErrorStats::default();
+    let integers: &mut [i8] = bytemuck::cast_slice_mut(codes);
+    let blocks = row.chunks(block).zip(integers.chunks_mut(block));
+    for ((values, out), scale) in blocks.zip(scales) {
+        *scale = match nbits {
+            8 => quantize_int8_channel(values, out)?,
+            _ => quantize_int4_block(values, out)?,
+        };
+        add_errors(values, out, *scale, &mut stats);
+    }
+    if nbits < 8 {
+        codes.iter_mut().for_each(|code| *code &= 0x0f);
+    }
+    Ok(stats)
+}
+
+/// fp16 values as little-endian bytes, in place of what `bytes` held.
+pub(super) fn little_endian(values: &[f16], bytes: &mut Vec<u8>) {
+    bytes.clear();
+    bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+}

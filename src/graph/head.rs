@@ -1,0 +1,41 @@
+//! The end of the last chunk: final norm, logits, the winning token.
+
+use super::emitter::{Emitter, NormAxis};
+use super::error::Result;
+use super::weights::{FINAL_NORM, HEAD};
+use crate::mil::Var;
+
+/// What the head hands out.
+pub(super) struct Head {
+    /// Index of the largest logit, `(1,)` int32; the lowest one on a tie.
+    pub token_id: Var,
+    /// That logit, `(1,)`, after the softcap.
+    pub token_logit: Var,
+    /// The stream after the final norm, `(1, H, 1, 1)`; kept as `final_norm_out`.
+    pub hidden: Var,
+}
+
+/// Final norm, tied head (the raw embedding), `tanh(x / c) * c` where the model has a softcap; the result is kept as
+/// `logits`, `(1, V, 1, 1)`.
+pub(super) fn head(e: &mut Emitter<'_>, hidden: &Var) -> Result<Head> {
+    e.fb.push_scope("head");
+    let normed = e.rms_norm(hidden, NormAxis::Channels, FINAL_NORM)?;
+    let normed = e.fb.name_value(&normed, "final_norm_out")?;
+    let mut logits = e.linear(&normed, HEAD)?;
+    if let Some(cap) = e.plan.softcap {
+        let cap = e.fb.scalar_f16(cap as f32)?;
+        let scaled = e.fb.real_div(&logits, &cap)?;
+        let squashed = e.fb.tanh(&scaled)?;
+        logits = e.fb.mul(&squashed, &cap)?;
+    }
+    let logits = e.fb.name_value(&logits, "logits")?;
+    let row = e.reshape(&logits, &[e.plan.vocab])?;
+    let token_id = e.fb.reduce_argmax(&row, 0, true)?;
+    let token_logit = e.fb.gather(&row, &token_id, 0, 0)?;
+    e.fb.pop_scope();
+    Ok(Head {
+        token_id,
+        token_logit,
+        hidden: normed,
+    })
+}

@@ -1,0 +1,324 @@
+//! Layout of weight.bin, and the file being written. The module doc of [`super`] has the layout.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::error::{Error, Result};
+
+/// Bytes of the file header, of a blob's metadata, and the alignment of everything.
+pub const HEADER_BYTES: u64 = 64;
+
+/// First field of a blob's metadata.
+const SENTINEL: u32 = 0xDEAD_BEEF;
+
+/// Version of the format.
+const VERSION: u32 = 2;
+
+/// Bytes kept before they go to the file.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// The next multiple of 64; none if it overflows.
+pub fn align(offset: u64) -> Option<u64> {
+    offset.checked_next_multiple_of(HEADER_BYTES)
+}
+
+/// The first 64 bytes of a file with `count` blobs.
+pub(super) fn file_header(count: u32) -> [u8; 64] {
+    let mut out = [0; 64];
+    out[..4].copy_from_slice(&count.to_le_bytes());
+    out[4..8].copy_from_slice(&VERSION.to_le_bytes());
+    out
+}
+
+/// Reads the file header: the count, or what is wrong with it.
+pub(super) fn parse_file_header(bytes: &[u8; 64]) -> std::result::Result<u32, String> {
+    let version = u32_at(bytes, 4);
+    if version != VERSION {
+        return Err(format!("blob format version {version}, expected {VERSION}"));
+    }
+    if bytes[8..].iter().any(|&b| b != 0) {
+        return Err("reserved bytes of the file header are not zero".to_owned());
+    }
+    Ok(u32_at(bytes, 0))
+}
+
+fn u32_at(bytes: &[u8; 64], at: usize) -> u32 {
+    let mut out = [0; 4];
+    out.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(out)
+}
+
+fn u64_at(bytes: &[u8; 64], at: usize) -> u64 {
+    let mut out = [0; 8];
+    out.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(out)
+}
+
+/// Metadata of one blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlobHeader {
+    /// Element type, [`crate::mil::DType::blob_number`].
+    pub dtype: u32,
+    /// Bytes of data, the last partial byte included.
+    pub bytes: u64,
+    /// Offset of the data in the file.
+    pub data_offset: u64,
+    /// Unused bits in the last byte.
+    pub padding_bits: u64,
+}
+
+impl BlobHeader {
+    /// The 64 bytes in the file.
+    pub fn encode(&self) -> [u8; 64] {
+        let mut out = [0; 64];
+        out[..4].copy_from_slice(&SENTINEL.to_le_bytes());
+        out[4..8].copy_from_slice(&self.dtype.to_le_bytes());
+        out[8..16].copy_from_slice(&self.bytes.to_le_bytes());
+        out[16..24].copy_from_slice(&self.data_offset.to_le_bytes());
+        out[24..32].copy_from_slice(&self.padding_bits.to_le_bytes());
+        out
+    }
+
+    /// Reads the 64 bytes.
+    ///
+    /// # Errors
+    /// A wrong sentinel or reserved bytes that are not zero, in words.
+    pub fn decode(bytes: &[u8; 64]) -> std::result::Result<Self, String> {
+        let sentinel = u32_at(bytes, 0);
+        if sentinel != SENTINEL {
+            return Err(format!(
+                "blob sentinel {sentinel:#010x}, expected {SENTINEL:#010x}"
+            ));
+        }
+        if bytes[32..].iter().any(|&b| b != 0) {
+            return Err("reserved bytes of the blob metadata are not zero".to_owned());
+        }
+        Ok(BlobHeader {
+            dtype: u32_at(bytes, 4),
+            bytes: u64_at(bytes, 8),
+            data_offset: u64_at(bytes, 16),
+            padding_bits: u64_at(bytes, 24),
+        })
+    }
+}
+
+/// What a finished blob is known by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct BlobKey {
+    pub dtype: u32,
+    pub bytes: u64,
+    pub sha256: [u8; 32],
+}
+
+/// weight.bin while it is written. Errors carry its path.
+pub(super) struct BlobFile {
+    file: File,
+    path: PathBuf,
+    /// Bytes not in the file yet; they begin at `flushed`.
+    buffer: Vec<u8>,
+    flushed: u64,
+    count: u32,
+    open: Option<OpenBlob>,
+}
+
+struct OpenBlob {
+    /// Length of the file before the blob and its alignment.
+    before: u64,
+    header: BlobHeader,
+    hash: Sha256,
+}
+
+impl BlobFile {
+    /// A new file with a header of count 0.
+    pub fn create(path: &Path) -> Result<Self> {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(path)
+            .map_err(Error::io("cannot create", path))?;
+        Ok(BlobFile {
+            file,
+            path: path.to_owned(),
+            buffer: file_header(0).to_vec(),
+            flushed: 0,
+            count: 0,
+            open: None,
+        })
+    }
+
+    fn len(&self) -> u64 {
+        self.flushed + self.buffer.len() as u64
+    }
+
+    /// Length of the file if it were finished now.
+    pub fn bytes(&self) -> u64 {
+        self.len()
+    }
+
+    /// Number of blobs.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Begins a blob: alignment and metadata.
+    pub fn begin(&mut self, dtype: u32, bytes: u64, padding_bits: u64) -> Result<()> {
+        let before = self.len();
+        let header = align(before).and_then(|at| {
+            let data_offset = at.checked_add(HEADER_BYTES)?;
+            data_offset.checked_add(bytes)?;
+            Some(BlobHeader {
+                dtype,
+                bytes,
+                data_offset,
+                padding_bits,
+            })
+        });
+        let header = header.ok_or_else(|| Error::Blob {
+            path: self.path.clone(),
+            offset: before,
+            message: format!("a blob of {bytes} bytes makes the file too large"),
+        })?;
+        let zeros = header.data_offset - HEADER_BYTES - before;
+        self.push(&[0; 64][..zeros as usize])
+            .and_then(|()| self.push(&header.encode()))
+            .map_err(Error::io("cannot write", &self.path))?;
+        self.open = Some(OpenBlob {
+            before,
+            header,
+            hash: Sha256::new(),
+        });
+        Ok(())
+    }
+
+    /// Data of the blob that was begun.
+    pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let Some(open) = &mut self.open {
+            open.hash.update(bytes);
+        }
+        self.push(bytes)
+    }
+
+    /// Ends the blob. Answers its metadata offset and key.
+    pub fn end(&mut self) -> Option<(u64, BlobKey)> {
+        let open = self.open.as_ref()?;
+        let key = BlobKey {
+            dtype: open.header.dtype,
+            bytes: open.header.bytes,
+            sha256: open.hash.clone().finalize().into(),
+        };
+        self.count += 1;
+        Some((open.header.data_offset - HEADER_BYTES, key))
+    }
+
+    /// Whether the blob that just ended holds the same bytes as the one at metadata offset
+    /// `other`, read back from the file.
+    pub fn last_equals(&mut self, other: u64) -> Result<bool> {
+        let Some(header) = self.open.as_ref().map(|open| open.header) else {
+            return Ok(false);
+        };
+        self.compare(header.data_offset, other + HEADER_BYTES, header.bytes)
+            .map_err(Error::io("cannot read back", &self.path))
+    }
+
+    fn compare(&mut self, a: u64, b: u64, bytes: u64) -> io::Result<bool> {
+        self.flush()?;
+        let mut left = vec![0; BUFFER_BYTES / 2];
+        let mut right = left.clone();
+        let mut done = 0;
+        let mut equal = true;
+        while equal && done < bytes {
+            let n = (bytes - done).min(left.len() as u64) as usize;
+            self.file.seek(SeekFrom::Start(a + done))?;
+            self.file.read_exact(&mut left[..n])?;
+            self.file.seek(SeekFrom::Start(b + done))?;
+            self.file.read_exact(&mut right[..n])?;
+            equal = left[..n] == right[..n];
+            done += n as u64;
+        }
+        self.file.seek(SeekFrom::Start(self.flushed))?;
+        Ok(equal)
+    }
+
+    /// Takes the blob that just ended out of the file again.
+    pub fn drop_last(&mut self) -> Result<()> {
+        let Some(open) = self.open.take() else {
+            return Ok(());
+        };
+        self.count -= 1;
+        if let Some(keep) = open.before.checked_sub(self.flushed) {
+            self.buffer.truncate(keep as usize);
+            return Ok(());
+        }
+        self.buffer.clear();
+        self.flushed = open.before;
+        self.file
+            .set_len(open.before)
+            .and_then(|()| self.file.seek(SeekFrom::Start(open.before)))
+            .map(drop)
+            .map_err(Error::io("cannot truncate", &self.path))
+    }
+
+    /// Writes the count into the header and brings everything to the disk.
+    pub fn finish(mut self) -> Result<()> {
+        let header = file_header(self.count);
+        self.flush()
+            .and_then(|()| self.file.seek(SeekFrom::Start(0)))
+            .and_then(|_| self.file.write_all(&header))
+            .and_then(|()| self.file.sync_all())
+            .map_err(Error::io("cannot write", &self.path))
+    }
+
+    fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.buffer.len() + bytes.len() > BUFFER_BYTES {
+            self.flush()?;
+        }
+        if bytes.len() >= BUFFER_BYTES {
+            self.file.write_all(bytes)?;
+            self.flushed += bytes.len() as u64;
+        } else {
+            self.buffer.extend_from_slice(bytes);
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.write_all(&self.buffer)?;
+        self.flushed += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A header as the format describes it, byte by byte.
+    #[test]
+    fn golden_blob_header() {
+        let header = BlobHeader {
+            dtype: 11,
+            bytes: 3,
+            data_offset: 128,
+            padding_bits: 4,
+        };
+        let mut expected = vec![0xef, 0xbe, 0xad, 0xde, 11, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0];
+        expected.extend([128, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0]);
+        expected.resize(64, 0);
+        assert_eq!(header.encode().as_slice(), expected);
+        assert_eq!(BlobHeader::decode(&header.encode()), Ok(header));
+    }
+
+    #[test]
+    fn golden_file_header() {
+        let mut expected = vec![2, 1, 0, 0, 2, 0, 0, 0];
+        expected.resize(64, 0);
+        assert_eq!(file_header(258).as_slice(), expected);
+        assert_eq!(parse_file_header(&file_header(258)), Ok(258));
+    }
+}

@@ -1,0 +1,467 @@
+//! Writes a package: weights streamed into weight.bin, then the model, then the manifest.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use prost::Message;
+use sha2::{Digest, Sha256};
+
+use super::blob::{BlobFile, BlobKey, HEADER_BYTES, align};
+use super::error::{BoxError, Error, Result};
+use super::manifest::Manifest;
+use super::storage::{Part, PartSpec, Storage};
+use super::{MIN_BLOB_ELEMENTS, MODEL_PATH, WEIGHT_FILE, WEIGHTS_DIR, spec};
+use crate::mil::{DeferredConst, Program, ident};
+
+/// Gives the bytes of the weights.
+pub trait ConstSource {
+    /// How a weight is stored. The answer must not change between calls.
+    ///
+    /// # Errors
+    /// Whatever the source has; it is passed on with the weight's id.
+    fn storage(&self, c: &DeferredConst) -> std::result::Result<Storage, BoxError>;
+
+    /// Writes the parts of a weight in the order of [`Storage::parts`], exactly
+    /// [`PartSpec::bytes`] each, in pieces of any size: packed little-endian elements, unused bits
+    /// of the last byte zero.
+    ///
+    /// # Errors
+    /// Whatever the source has, and the errors of the sink.
+    fn stream(
+        &mut self,
+        c: &DeferredConst,
+        sink: &mut dyn PartSink,
+    ) -> std::result::Result<(), BoxError>;
+}
+
+/// Takes the bytes of the parts of one weight.
+pub trait PartSink {
+    /// The next bytes of a part.
+    ///
+    /// # Errors
+    /// The file cannot be written, or the part is out of turn or too long. [`write_package`] then
+    /// reports that fault, whatever the source makes of it.
+    fn write(&mut self, part: Part, bytes: &[u8]) -> io::Result<()>;
+}
+
+/// Metadata of the model.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ModelDescription {
+    /// One line.
+    pub short_description: String,
+    /// Who made it.
+    pub author: String,
+    /// License of the model.
+    pub license: String,
+    /// Version of the model.
+    pub version: String,
+    /// Any other text by key.
+    pub user_defined: BTreeMap<String, String>,
+}
+
+/// What to write.
+#[derive(Debug, Clone)]
+pub struct PackageSpec<'a> {
+    /// The program.
+    pub program: &'a Program,
+    /// Its metadata.
+    pub description: ModelDescription,
+    /// Ids of all weights of the program in the order of the file.
+    pub blob_order: &'a [String],
+}
+
+/// What was written.
+#[derive(Debug, Clone)]
+pub struct PackageReport {
+    /// Bytes of weight.bin.
+    pub weight_bytes: u64,
+    /// Bytes of model.mlmodel.
+    pub model_bytes: u64,
+    /// Number of blobs in weight.bin.
+    pub blobs: u32,
+    /// The files, relative to the package.
+    pub files: Vec<PathBuf>,
+    /// Where each weight is, by id.
+    pub consts: BTreeMap<String, ConstPlace>,
+}
+
+/// Where a weight is.
+#[derive(Debug, Clone)]
+pub struct ConstPlace {
+    /// How it is stored.
+    pub storage: Storage,
+    /// Its parts in order.
+    pub parts: Vec<(PartSpec, PartPlace)>,
+}
+
+/// Where a part is.
+#[derive(Debug, Clone)]
+pub enum PartPlace {
+    /// In the model (fewer than [`MIN_BLOB_ELEMENTS`] elements): its packed bytes.
+    Immediate(Vec<u8>),
+    /// In a weight file.
+    Blob(BlobPlace),
+}
+
+/// A blob in a weight file.
+#[derive(Debug, Clone)]
+pub struct BlobPlace {
+    /// File name in the weights directory.
+    pub file: String,
+    /// Offset of the blob's metadata.
+    pub offset: u64,
+    /// The weight whose blob this is, when it was there before with the same content.
+    pub shared_with: Option<String>,
+}
+
+/// Writes the package into the directory `dir`, which is made if it is not there. Nothing outside
+/// it is touched; when an error is returned, what is in it is worth nothing.
+///
+/// # Errors
+/// Faults of the program, of the blob order, of the source, and of the file system, each with the
+/// weight or the path.
+pub fn write_package(
+    dir: &Path,
+    package: &PackageSpec<'_>,
+    source: &mut dyn ConstSource,
+) -> Result<PackageReport> {
+    let program = package.program;
+    for name in program.functions.keys() {
+        ident::check("function", name)?;
+    }
+    if !program.functions.contains_key(&program.default_function) {
+        return Err(Error::Program {
+            function: program.default_function.clone(),
+            op: String::new(),
+            value: String::new(),
+            message: "the default function is not in the program".to_owned(),
+        });
+    }
+    let order = ordered(program, package.blob_order)?;
+    let weights = dir.join(WEIGHTS_DIR);
+    fs::create_dir_all(&weights).map_err(Error::io("cannot create", &weights))?;
+
+    let mut writer = WeightWriter {
+        file: BlobFile::create(&weights.join(WEIGHT_FILE))?,
+        known: HashMap::new(),
+        content: Sha256::new(),
+        consts: BTreeMap::new(),
+    };
+    for c in order {
+        writer.write(c, source)?;
+    }
+    let (weight_bytes, blobs) = (writer.file.bytes(), writer.file.count());
+    writer.file.finish()?;
+
+    let model = spec::model(program, &package.description, &writer.consts)?.encode_to_vec();
+    write_file(&dir.join(MODEL_PATH), &model)?;
+    let content = writer.content.chain_update(&model).finalize().into();
+    let manifest = Manifest::new(&content).to_json()?;
+    write_file(&dir.join("Manifest.json"), manifest.as_bytes())?;
+    for folder in ["", "Data", "Data/com.apple.CoreML", WEIGHTS_DIR] {
+        let path = dir.join(folder);
+        let synced = File::open(&path).and_then(|folder| folder.sync_all());
+        synced.map_err(Error::io("cannot sync", &path))?;
+    }
+    Ok(PackageReport {
+        weight_bytes,
+        model_bytes: model.len() as u64,
+        blobs,
+        files: vec![
+            MODEL_PATH.into(),
+            Path::new(WEIGHTS_DIR).join(WEIGHT_FILE),
+            "Manifest.json".into(),
+        ],
+        consts: writer.consts,
+    })
+}
+
+/// Bytes of weight.bin as [`write_package`] would make it, if no two weights had the same content.
+///
+/// # Errors
+/// Faults of the blob order and of the storages.
+pub fn predict_weight_bytes(
+    program: &Program,
+    blob_order: &[String],
+    source: &dyn ConstSource,
+) -> Result<u64> {
+    let mut end = HEADER_BYTES;
+    for c in ordered(program, blob_order)? {
+        for part in storage_of(source, c)?.parts(c)? {
+            if !is_immediate(&part) {
+                let next = align(end).and_then(|at| at.checked_add(HEADER_BYTES));
+                let next = next.and_then(|at| at.checked_add(part.bytes));
+                end = next.ok_or_else(|| Error::Storage {
+                    weight: c.id.clone(),
+                    message: "the file becomes too large".to_owned(),
+                })?;
+            }
+        }
+    }
+    Ok(end)
+}
+
+/// The weights of the program in the order asked for, each once.
+fn ordered<'a>(program: &'a Program, blob_order: &[String]) -> Result<Vec<&'a DeferredConst>> {
+    let mut used: BTreeMap<&str, &DeferredConst> = BTreeMap::new();
+    for function in program.functions.values() {
+        for op in &function.ops {
+            let Some(crate::mil::ConstValue::Deferred(c)) = &op.value else {
+                continue;
+            };
+            if let Some(first) = used.insert(&c.id, c)
+                && first != c
+            {
+                return Err(crate::mil::Error::WeightConflict {
+                    id: c.id.clone(),
+                    first: first.ty(),
+                    second: c.ty(),
+                }
+                .into());
+            }
+        }
+    }
+    let fault = |weight: &str, message| Error::BlobOrder {
+        weight: weight.to_owned(),
+        message,
+    };
+    let mut out = Vec::with_capacity(used.len());
+    for id in blob_order {
+        let c = used.remove(id.as_str());
+        out.push(c.ok_or_else(|| fault(id, "is named twice, or not used by the program"))?);
+    }
+    match used.keys().next() {
+        Some(id) => Err(fault(id, "is used by the program and not named")),
+        None => Ok(out),
+    }
+}
+
+fn storage_of(source: &dyn ConstSource, c: &DeferredConst) -> Result<Storage> {
+    source.storage(c).map_err(|source| Error::Source {
+        weight: c.id.clone(),
+        source,
+    })
+}
+
+fn is_immediate(part: &PartSpec) -> bool {
+    part.shape.iter().product::<usize>() < MIN_BLOB_ELEMENTS
+}
+
+fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    File::create(path)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .map_err(Error::io("cannot write", path))
+}
+
+/// weight.bin and what is in it so far.
+struct WeightWriter {
+    file: BlobFile,
+    /// Blobs with their offset and the weight they came with.
+    known: HashMap<BlobKey, (u64, String)>,
+    /// Hash of the hashes of all parts.
+    content: Sha256,
+    consts: BTreeMap<String, ConstPlace>,
+}
+
+impl WeightWriter {
+    fn write(&mut self, c: &DeferredConst, source: &mut dyn ConstSource) -> Result<()> {
+        let storage = storage_of(source, c)?;
+        let parts = storage.parts(c)?;
+        let mut sink = Sink {
+            weight: &c.id,
+            writer: self,
+            specs: &parts,
+            places: Vec::with_capacity(parts.len()),
+            current: None,
+            failed: None,
+        };
+        let streamed = source.stream(c, &mut sink);
+        if let Some(failed) = sink.failed.take() {
+            return Err(failed);
+        }
+        streamed.map_err(|source| Error::Source {
+            weight: c.id.clone(),
+            source,
+        })?;
+        sink.finish_current()?;
+        let places = std::mem::take(&mut sink.places);
+        if let Some(missing) = parts.get(places.len()) {
+            return Err(Error::PartLength {
+                weight: c.id.clone(),
+                part: missing.part.name(),
+                expected: missing.bytes,
+                got: 0,
+            });
+        }
+        let parts = parts.into_iter().zip(places).collect();
+        self.consts
+            .insert(c.id.clone(), ConstPlace { storage, parts });
+        Ok(())
+    }
+}
+
+/// The sink of one weight.
+struct Sink<'a> {
+    weight: &'a str,
+    writer: &'a mut WeightWriter,
+    specs: &'a [PartSpec],
+    places: Vec<PartPlace>,
+    current: Option<Current>,
+    /// The first fault; every call after it fails.
+    failed: Option<Error>,
+}
+
+/// The part being streamed.
+struct Current {
+    got: u64,
+    last: u8,
+    /// Bytes of an immediate; none for a blob.
+    immediate: Option<Vec<u8>>,
+}
+
+impl PartSink for Sink<'_> {
+    fn write(&mut self, part: Part, bytes: &[u8]) -> io::Result<()> {
+        if self.failed.is_none() {
+            self.failed = self.accept(part, bytes).err();
+        }
+        match &self.failed {
+            None => Ok(()),
+            Some(Error::Io { source, .. }) => {
+                Err(io::Error::new(source.kind(), source.to_string()))
+            }
+            Some(other) => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                other.to_string(),
+            )),
+        }
+    }
+}
+
+impl Sink<'_> {
+    fn accept(&mut self, part: Part, bytes: &[u8]) -> Result<()> {
+        let done = self.current.as_ref().is_some_and(|current| {
+            let spec = &self.specs[self.places.len()];
+            current.got == spec.bytes && spec.part != part
+        });
+        if done {
+            self.finish_current()?;
+        }
+        let spec = self.specs.get(self.places.len());
+        let Some(spec) = spec.filter(|spec| spec.part == part) else {
+            return Err(Error::PartOrder {
+                weight: self.weight.to_owned(),
+                expected: spec.map_or("nothing", |spec| spec.part.name()),
+                got: part.name(),
+            });
+        };
+        if self.current.is_none() {
+            self.begin(spec)?;
+        }
+        let Some(current) = &mut self.current else {
+            return Ok(());
+        };
+        let got = current.got.saturating_add(bytes.len() as u64);
+        if got > spec.bytes {
+            return Err(Error::PartLength {
+                weight: self.weight.to_owned(),
+                part: part.name(),
+                expected: spec.bytes,
+                got,
+            });
+        }
+        current.got = got;
+        current.last = bytes.last().copied().unwrap_or(current.last);
+        match &mut current.immediate {
+            Some(data) => data.extend_from_slice(bytes),
+            None => {
+                let path = Path::new(WEIGHTS_DIR).join(WEIGHT_FILE);
+                let written = self.writer.file.append(bytes);
+                written.map_err(Error::io("cannot write", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, spec: &PartSpec) -> Result<()> {
+        let immediate = is_immediate(spec);
+        if !immediate {
+            // `PartSpec` is only made for types that have a number.
+            let number = spec.dtype.blob_number().unwrap_or_default();
+            self.writer
+                .file
+                .begin(number, spec.bytes, padding_bits(spec))?;
+        }
+        self.current = Some(Current {
+            got: 0,
+            last: 0,
+            immediate: immediate.then(Vec::new),
+        });
+        Ok(())
+    }
+
+    fn finish_current(&mut self) -> Result<()> {
+        let Some(current) = self.current.take() else {
+            return Ok(());
+        };
+        let spec = &self.specs[self.places.len()];
+        if current.got != spec.bytes {
+            return Err(Error::PartLength {
+                weight: self.weight.to_owned(),
+                part: spec.part.name(),
+                expected: spec.bytes,
+                got: current.got,
+            });
+        }
+        let used = 8 - padding_bits(spec) as u32;
+        if u32::from(current.last).checked_shr(used).unwrap_or(0) != 0 {
+            return Err(Error::PartPadding {
+                weight: self.weight.to_owned(),
+                part: spec.part.name(),
+            });
+        }
+        let place = match current.immediate {
+            Some(bytes) => {
+                self.writer.content.update(Sha256::digest(&bytes));
+                PartPlace::Immediate(bytes)
+            }
+            None => PartPlace::Blob(self.finish_blob()?),
+        };
+        self.places.push(place);
+        Ok(())
+    }
+
+    /// Ends a blob, or gives it up for an equal one that is there already.
+    fn finish_blob(&mut self) -> Result<BlobPlace> {
+        let writer = &mut *self.writer;
+        let mut place = BlobPlace {
+            file: WEIGHT_FILE.to_owned(),
+            offset: 0,
+            shared_with: None,
+        };
+        let Some((offset, key)) = writer.file.end() else {
+            return Ok(place);
+        };
+        writer.content.update(key.sha256);
+        place.offset = offset;
+        if let Some((known, weight)) = writer.known.get(&key)
+            && writer.file.last_equals(*known)?
+        {
+            place.offset = *known;
+            place.shared_with = Some(weight.clone());
+            writer.file.drop_last()?;
+        } else {
+            writer.known.insert(key, (offset, self.weight.to_owned()));
+        }
+        Ok(place)
+    }
+}
+
+/// Unused bits in the last byte of a part.
+fn padding_bits(spec: &PartSpec) -> u64 {
+    let bits = u64::from(spec.dtype.bits());
+    let elements = spec.shape.iter().map(|&dim| dim as u64);
+    let rest = elements.fold(bits, |product, dim| product.wrapping_mul(dim) % 8);
+    (8 - rest % 8) % 8
+}

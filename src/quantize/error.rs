@@ -1,0 +1,106 @@
+//! What can go wrong with a slice of numbers. The caller adds the tensor's name.
+
+use thiserror::Error;
+
+/// Result of this room.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A quantization that cannot be done as asked.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum Error {
+    /// The text is not a weight scheme.
+    #[error(
+        "unknown scheme \"{text}\": {reason}; expected fp16, palette{{1,2,3,4,6,8}}-g<channels>, \
+         palette{{1,2,3,4,6,8}}-tensor, int8-channel or int4-block<size>"
+    )]
+    Scheme {
+        /// What was given.
+        text: String,
+        /// Which part of it is wrong.
+        reason: &'static str,
+    },
+    /// The text is not a row-table scheme.
+    #[error("unknown table scheme \"{text}\": expected rows-int8, rows-int4 or rows-fp16")]
+    TableScheme {
+        /// What was given.
+        text: String,
+    },
+    /// A bit width that has no Core ML type.
+    #[error("{nbits} bits per weight: expected 1, 2, 3, 4, 6 or 8")]
+    Bits {
+        /// What was given.
+        nbits: u8,
+    },
+    /// Channels (or inputs) that do not split into whole groups (or blocks).
+    #[error("{len} {what} do not divide into groups of {group}")]
+    NotDivisible {
+        /// "output channels" or "input channels".
+        what: &'static str,
+        /// Length of the axis.
+        len: usize,
+        /// Size asked for.
+        group: usize,
+    },
+    /// NaN or infinity among the weights.
+    #[error("element {index} is {value}, expected a finite number")]
+    NotFinite {
+        /// Position in the slice given.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
+    /// A finite weight that rounds to an fp16 infinity.
+    #[error("element {index} is {value}, beyond the fp16 range of ±65504")]
+    Fp16Range {
+        /// Position in the slice given.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
+    /// An importance that is negative, NaN or infinite.
+    #[error("importance {index} is {value}, expected a finite number, zero or above")]
+    Importance {
+        /// Position in the importance slice.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
+    /// A buffer or a parallel slice of the wrong length.
+    #[error("{what}: expected length {expected}, got {got}")]
+    Length {
+        /// Which slice.
+        what: &'static str,
+        /// Length needed.
+        expected: usize,
+        /// Length given.
+        got: usize,
+    },
+    /// Values of a palette that are not ascending, or a weight that is not above zero.
+    #[error("bin {index}: expected finite values, strictly ascending, with weights above zero")]
+    Bin {
+        /// Position of the bin.
+        index: usize,
+    },
+    /// Nothing to quantize.
+    #[error("an empty group has no palette")]
+    Empty,
+    /// More elements than a bin can count.
+    #[error("a group of more than {max} elements cannot share one histogram")]
+    TooLarge {
+        /// The most a histogram takes.
+        max: u64,
+    },
+    /// Some elements were counted without an importance and some with one.
+    #[error("a histogram is either weighted by importance or not, never in part")]
+    MixedImportance,
+    /// A value to pack that needs more bits than the width has.
+    #[error("value {value} at {index} does not fit {nbits} bits")]
+    PackRange {
+        /// Position in the slice given.
+        index: usize,
+        /// The value.
+        value: u8,
+        /// Bits per value.
+        nbits: u8,
+    },
+}

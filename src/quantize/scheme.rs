@@ -1,0 +1,279 @@
+//! The names of the number formats, as recipes write them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{Error, Result};
+
+/// Palette widths for which Core ML has an index type (iOS18 `constexpr_lut_to_dense`).
+pub const PALETTE_BITS: [u8; 6] = [1, 2, 3, 4, 6, 8];
+
+/// Which weights share a look-up table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Grouping {
+    /// One table for the whole tensor.
+    Tensor,
+    /// One table for this many consecutive output channels (axis 0).
+    Channels(usize),
+}
+
+/// How the weights of one tensor are stored. Written `fp16`, `palette4-g32`, `palette4-tensor`,
+/// `int8-channel`, `int4-block32`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Scheme {
+    /// Dense fp16.
+    Fp16,
+    /// Indices of `nbits` into an fp16 look-up table of `2^nbits` entries per group.
+    Palette {
+        /// 1, 2, 3, 4, 6 or 8.
+        nbits: u8,
+        /// Who shares a table.
+        group: Grouping,
+    },
+    /// Symmetric int8 with one fp16 scale per output channel.
+    Int8Channel,
+    /// Symmetric int4 with one fp16 scale per this many consecutive inputs of an output channel.
+    Int4Block(usize),
+}
+
+impl Scheme {
+    /// Groups along axis 0 of a weight with `channels` output channels (1 for one table per
+    /// tensor; `channels` where each channel stands alone). Errors when they do not divide.
+    pub fn channel_groups(&self, channels: usize) -> Result<usize> {
+        match *self {
+            Scheme::Fp16
+            | Scheme::Palette {
+                group: Grouping::Tensor,
+                ..
+            } => Ok(1),
+            Scheme::Palette {
+                group: Grouping::Channels(group),
+                ..
+            } => divide("output channels", channels, group),
+            Scheme::Int8Channel | Scheme::Int4Block(_) => Ok(channels),
+        }
+    }
+
+    /// Blocks along the input axis of `inputs` elements; 1 unless the scheme has blocks.
+    /// Errors when they do not divide.
+    pub fn input_blocks(&self, inputs: usize) -> Result<usize> {
+        match *self {
+            Scheme::Int4Block(block) => divide("input channels", inputs, block),
+            _ => Ok(1),
+        }
+    }
+}
+
+fn divide(what: &'static str, len: usize, group: usize) -> Result<usize> {
+    if group == 0 || len == 0 || !len.is_multiple_of(group) {
+        return Err(Error::NotDivisible { what, len, group });
+    }
+    Ok(len / group)
+}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Scheme::Fp16 => f.write_str("fp16"),
+            Scheme::Palette {
+                nbits,
+                group: Grouping::Tensor,
+            } => write!(f, "palette{nbits}-tensor"),
+            Scheme::Palette {
+                nbits,
+                group: Grouping::Channels(n),
+            } => write!(f, "palette{nbits}-g{n}"),
+            Scheme::Int8Channel => f.write_str("int8-channel"),
+            Scheme::Int4Block(n) => write!(f, "int4-block{n}"),
+        }
+    }
+}
+
+impl FromStr for Scheme {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = |reason| Error::Scheme {
+            text: text.to_owned(),
+            reason,
+        };
+        if text == "fp16" {
+            return Ok(Scheme::Fp16);
+        }
+        if text == "int8-channel" {
+            return Ok(Scheme::Int8Channel);
+        }
+        if let Some(block) = text.strip_prefix("int4-block") {
+            return match positive(block) {
+                Some(n) => Ok(Scheme::Int4Block(n)),
+                None => Err(wrong("the block size is not a positive number")),
+            };
+        }
+        let rest = text
+            .strip_prefix("palette")
+            .ok_or_else(|| wrong("no such format"))?;
+        let (bits, group) = rest
+            .split_once('-')
+            .ok_or_else(|| wrong("the grouping is missing"))?;
+        let nbits = positive(bits)
+            .and_then(|n| u8::try_from(n).ok())
+            .filter(|n| PALETTE_BITS.contains(n))
+            .ok_or_else(|| wrong("no index type has that many bits"))?;
+        let group = match group.strip_prefix('g') {
+            _ if group == "tensor" => Grouping::Tensor,
+            Some(size) if size.contains("-v") => {
+                return Err(wrong("vector palettes are not supported"));
+            }
+            Some(size) => Grouping::Channels(
+                positive(size).ok_or_else(|| wrong("the group size is not a positive number"))?,
+            ),
+            None => return Err(wrong("the grouping is neither g<channels> nor tensor")),
+        };
+        Ok(Scheme::Palette { nbits, group })
+    }
+}
+
+/// A plain decimal above zero: no sign, no leading zero, so that printing gives the text back.
+fn positive(text: &str) -> Option<usize> {
+    let plain = text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
+    text.parse().ok().filter(|_| plain)
+}
+
+impl TryFrom<String> for Scheme {
+    type Error = Error;
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<Scheme> for String {
+    fn from(scheme: Scheme) -> Self {
+        scheme.to_string()
+    }
+}
+
+/// How the rows of an embedding table are stored. Written `rows-int8`, `rows-int4`, `rows-fp16`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum TableScheme {
+    /// One int8 per element and an fp16 scale per row.
+    RowsInt8,
+    /// Two int4 per byte and an fp16 scale per row.
+    RowsInt4,
+    /// fp16, no scale.
+    RowsFp16,
+}
+
+impl fmt::Display for TableScheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            TableScheme::RowsInt8 => "rows-int8",
+            TableScheme::RowsInt4 => "rows-int4",
+            TableScheme::RowsFp16 => "rows-fp16",
+        })
+    }
+}
+
+impl FromStr for TableScheme {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "rows-int8" => Ok(TableScheme::RowsInt8),
+            "rows-int4" => Ok(TableScheme::RowsInt4),
+            "rows-fp16" => Ok(TableScheme::RowsFp16),
+            _ => Err(Error::TableScheme {
+                text: text.to_owned(),
+            }),
+        }
+    }
+}
+
+impl TryFrom<String> for TableScheme {
+    type Error = Error;
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<TableScheme> for String {
+    fn from(scheme: TableScheme) -> Self {
+        scheme.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_print_as_they_parse() {
+        for text in [
+            "fp16",
+            "palette1-g1",
+            "palette2-g8",
+            "palette3-tensor",
+            "palette4-g32",
+            "palette6-tensor",
+            "palette8-g16",
+            "int8-channel",
+            "int4-block32",
+        ] {
+            assert_eq!(text.parse::<Scheme>().unwrap().to_string(), text);
+        }
+        for text in ["rows-int8", "rows-int4", "rows-fp16"] {
+            assert_eq!(text.parse::<TableScheme>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn wrong_names_say_what_is_wrong() {
+        for (text, hint) in [
+            ("palette5-g32", "bits"),
+            ("palette4", "grouping is missing"),
+            ("palette4-g0", "group size"),
+            ("palette4-g032", "group size"),
+            ("palette4-g-1", "group size"),
+            ("palette4-rows", "neither"),
+            ("palette4-g32-v2", "vector"),
+            ("palette4-g", "group size"),
+            ("palette+4-g32", "bits"),
+            ("int4-block", "block size"),
+            ("int4-block0", "block size"),
+            ("int8", "no such format"),
+            ("", "no such format"),
+        ] {
+            let message = text.parse::<Scheme>().unwrap_err().to_string();
+            assert!(message.contains(hint), "{text}: {message}");
+            assert!(message.contains("palette{1,2,3,4,6,8}-g"), "{message}");
+        }
+        assert!("int8".parse::<TableScheme>().is_err());
+    }
+
+    #[test]
+    fn groups_must_divide() {
+        let scheme: Scheme = "palette4-g32".parse().unwrap();
+        assert_eq!(scheme.channel_groups(96), Ok(3));
+        assert_eq!(
+            scheme.channel_groups(48),
+            Err(Error::NotDivisible {
+                what: "output channels",
+                len: 48,
+                group: 32
+            })
+        );
+        let scheme: Scheme = "int4-block32".parse().unwrap();
+        assert_eq!(scheme.input_blocks(64), Ok(2));
+        assert!(scheme.input_blocks(33).is_err());
+        assert_eq!(
+            "palette8-tensor"
+                .parse::<Scheme>()
+                .unwrap()
+                .channel_groups(7),
+            Ok(1)
+        );
+    }
+}

@@ -1,0 +1,118 @@
+//! Embedding tables stored row by row, outside the packages: integers and one fp16 scale a row.
+//!
+//! Unlike the weights in a package, the scale is the row's largest magnitude itself:
+//! `scale = fp16(max|row|)`, `q = round_half_even(w * levels / scale)` clipped to ±levels, and the
+//! reader computes `q * (scale / levels)`. The row is quantized against the *rounded* scale.
+
+use half::f16;
+
+use super::error::{Error, Result};
+use super::linear::{INT4_LEVELS, INT8_LEVELS};
+
+/// Smallest scale: the smallest normal fp16, since readers flush subnormals to 0.
+pub const MIN_SCALE: f16 = f16::MIN_POSITIVE;
+
+/// One row to int8 (`out` has the row's length). Returns the scale.
+pub fn quantize_row_int8(row: &[f32], out: &mut [i8]) -> Result<f16> {
+    quantize_row(row, INT8_LEVELS, out)
+}
+
+/// One row to int4 values in -7..=7, one per byte (`out` has the row's length; pack with
+/// [`super::pack::pack_int4`]). Returns the scale.
+pub fn quantize_row_int4(row: &[f32], out: &mut [i8]) -> Result<f16> {
+    quantize_row(row, INT4_LEVELS, out)
+}
+
+fn quantize_row(row: &[f32], levels: i8, out: &mut [i8]) -> Result<f16> {
+    if out.len() != row.len() {
+        return Err(Error::Length {
+            what: "quantized row",
+            expected: row.len(),
+            got: out.len(),
+        });
+    }
+    // `max` drops a NaN, so finiteness is gathered beside it.
+    let (max, finite) = row.iter().fold((0f32, true), |(m, finite), w| {
+        (m.max(w.abs()), finite & w.is_finite())
+    });
+    let find = |wrong: &dyn Fn(f32) -> bool| row.iter().position(|&w| wrong(w)).unwrap_or(0);
+    if !finite {
+        let index = find(&|w| !w.is_finite());
+        let value = row[index];
+        return Err(Error::NotFinite { index, value });
+    }
+    let scale = f16::from_f32(max).max(MIN_SCALE);
+    if scale.is_infinite() {
+        let index = find(&|w| w.abs() == max);
+        let value = row[index];
+        return Err(Error::Fp16Range { index, value });
+    }
+    let levels = f32::from(levels);
+    let divisor = scale.to_f32();
+    for (w, q) in row.iter().zip(out) {
+        *q = (w * levels / divisor)
+            .round_ties_even()
+            .clamp(-levels, levels) as i8;
+    }
+    Ok(scale)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn against_the_rounded_scale() {
+        // 0.1 rounds to fp16 0.099976: the largest element then needs 127.03, clipped to 127.
+        let row = [0.1f32, -0.1, 0.05, 0.0, 0.0003];
+        let mut out = [0; 5];
+        let scale = quantize_row_int8(&row, &mut out).unwrap();
+        assert_eq!(scale.to_bits(), f16::from_f32(0.1).to_bits());
+        assert_eq!(out, [127, -127, 64, 0, 0]);
+        let step = scale.to_f32() / 127.0;
+        for (w, q) in row.iter().zip(out) {
+            assert!((w - f32::from(q) * step).abs() <= 0.5001 * step);
+        }
+        quantize_row_int4(&row, &mut out).unwrap();
+        assert_eq!(out, [7, -7, 4, 0, 0]);
+    }
+
+    #[test]
+    fn small_rows_take_the_smallest_normal_scale() {
+        let mut out = [9; 3];
+        assert_eq!(quantize_row_int8(&[0.0; 3], &mut out), Ok(MIN_SCALE));
+        assert_eq!(out, [0; 3]);
+        let scale = quantize_row_int8(&[1e-5, -3e-5, 0.0], &mut out).unwrap();
+        assert_eq!(scale.to_bits(), 0x0400);
+        assert_eq!(out, [21, -62, 0]);
+    }
+
+    #[test]
+    fn ties_go_to_even() {
+        let mut out = [0; 4];
+        // The scale is 127, so that quotients are the weights.
+        quantize_row_int8(&[127.0, 0.5, 1.5, -2.5], &mut out).unwrap();
+        assert_eq!(out, [127, 0, 2, -2]);
+    }
+
+    #[test]
+    fn bad_rows_are_named() {
+        let mut out = [0; 3];
+        let error = quantize_row_int8(&[0.0, f32::NAN, 1.0], &mut out).unwrap_err();
+        assert!(
+            matches!(error, Error::NotFinite { index: 1, .. }),
+            "{error}"
+        );
+        let error = quantize_row_int8(&[0.0, 1.0, f32::INFINITY], &mut out).unwrap_err();
+        assert!(
+            matches!(error, Error::NotFinite { index: 2, .. }),
+            "{error}"
+        );
+        let error = quantize_row_int8(&[0.0, 1.0, -7e4], &mut out).unwrap_err();
+        assert!(
+            matches!(error, Error::Fp16Range { index: 2, .. }),
+            "{error}"
+        );
+        assert!(quantize_row_int8(&[0.0; 2], &mut out).is_err());
+    }
+}

@@ -1,0 +1,273 @@
+//! Recipes that parse, recipes that do not, and rules against names.
+
+use super::*;
+use crate::graph::WeightKind;
+use crate::quantize::{Grouping, Scheme, TableScheme};
+
+const GOOD: &str = r#"name = "mine"
+description = "a test"
+status = "experiment"
+layout = "swa4"
+attention = "standard"
+cache = "shift"
+functions = ["decode"]
+context = 256
+
+[quantize]
+default = "palette3-g16"
+threshold = 100
+tables = "rows-int8"
+
+[[quantize.rules]]
+pattern = 'layers\.0\.'
+scheme = "palette8-g16"
+
+[[quantize.rules]]
+pattern = 'k_proj|layer_scalar'
+scheme = "fp16"
+"#;
+
+fn error_of(text: &str) -> String {
+    Recipe::parse("mine.toml", text).unwrap_err().to_string()
+}
+
+#[test]
+fn every_file_of_recipes_is_built_in_under_its_name() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+    let mut files: Vec<String> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|f| {
+            f.unwrap()
+                .path()
+                .file_stem()
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned()
+        })
+        .collect();
+    files.sort();
+    let recipes = Recipe::list().unwrap();
+    let mut names: Vec<String> = recipes.iter().map(|r| r.name.clone()).collect();
+    assert_eq!(names[0], DEFAULT);
+    names.sort();
+    assert_eq!(files, names);
+    for ((key, text), recipe) in BUILTIN.iter().zip(&recipes) {
+        assert_eq!(*key, recipe.name);
+        assert_eq!(*text, recipe.source);
+    }
+}
+
+#[test]
+fn the_default_is_what_ships() {
+    let recipe = Recipe::load(DEFAULT).unwrap();
+    assert_eq!(
+        recipe.quantize.default,
+        Scheme::Palette {
+            nbits: 4,
+            group: Grouping::Channels(32)
+        }
+    );
+    assert_eq!(
+        recipe.quantize.otherwise,
+        Some(Scheme::Palette {
+            nbits: 4,
+            group: Grouping::Tensor
+        })
+    );
+    assert_eq!(recipe.quantize.threshold, 2048);
+    assert_eq!(recipe.quantize.tables, TableScheme::RowsInt8);
+    assert!(!recipe.compat);
+    assert_eq!(
+        Recipe::load("swa4-fp16").unwrap().quantize.default,
+        Scheme::Fp16
+    );
+}
+
+#[test]
+fn a_path_is_read_and_a_name_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mine.toml");
+    std::fs::write(&path, GOOD).unwrap();
+    let recipe = Recipe::load(path.to_str().unwrap()).unwrap();
+    assert_eq!((recipe.name.as_str(), recipe.context), ("mine", Some(256)));
+    assert_eq!(recipe.source, GOOD);
+    let unknown = Recipe::load("swa5").unwrap_err().to_string();
+    assert!(
+        unknown.starts_with("no recipe `swa5`\nhint: built-in recipes are swa4-int4, swa4-fp16,"),
+        "{unknown}"
+    );
+    assert!(matches!(
+        Recipe::load("absent.toml"),
+        Err(Error::Read { .. })
+    ));
+}
+
+#[test]
+fn contexts_come_from_caller_recipe_or_default() {
+    let recipe = Recipe::parse("mine.toml", GOOD).unwrap();
+    assert_eq!(recipe.context_for(Some(64), 8192), 64);
+    assert_eq!(recipe.context_for(None, 8192), 256);
+    let recipe = Recipe::load(DEFAULT).unwrap();
+    assert_eq!(recipe.context_for(None, 131_072), 2048);
+    assert_eq!(recipe.context_for(None, 1024), 1024);
+}
+
+#[test]
+fn errors_say_where_and_what() {
+    let unknown = error_of(&GOOD.replace("context = 256", "contxt = 256"));
+    assert!(
+        unknown.starts_with("mine.toml:8:1: unknown field `contxt`, expected one of"),
+        "{unknown}"
+    );
+    let missing = error_of(&GOOD.replace("cache = \"shift\"\n", ""));
+    assert!(
+        missing.contains("missing field `cache`\nhint: `gemma-coreml recipes show swa4-int4`"),
+        "{missing}"
+    );
+    let layout = error_of(&GOOD.replace("\"swa4\"", "\"swa9\""));
+    assert!(
+        layout.starts_with("mine.toml:4:10: unknown variant `swa9`, expected `swa4`"),
+        "{layout}"
+    );
+    let scheme = error_of(&GOOD.replace("palette3-g16", "palette5-g16"));
+    assert!(
+        scheme.starts_with("mine.toml:11:11: ") && scheme.contains("palette5-g16"),
+        "{scheme}"
+    );
+    let pattern = error_of(&GOOD.replace("layers\\.0\\.", "layers(0"));
+    assert_eq!(
+        pattern,
+        "mine.toml:16:11: `layers(0` is not a regular expression: unclosed group"
+    );
+    let rule = error_of(&GOOD.replace("scheme = \"fp16\"", "shceme = \"fp16\""));
+    assert!(
+        rule.starts_with("mine.toml:21:1: unknown field `shceme`"),
+        "{rule}"
+    );
+    let syntax = error_of(&GOOD.replace("status = ", "status "));
+    assert!(syntax.starts_with("mine.toml:3:"), "{syntax}");
+    let kind = error_of(&GOOD.replace("threshold = 100", "threshold = \"100\""));
+    assert!(kind.starts_with("mine.toml:12:13: invalid type"), "{kind}");
+}
+
+#[test]
+fn values_beyond_types_are_checked() {
+    for (from, to, expected) in [
+        (
+            "context = 256",
+            "context = 0",
+            "mine.toml:8:1: context 0: expected at least 1 token",
+        ),
+        (
+            "[\"decode\"]",
+            "[]",
+            "mine.toml:7:1: functions is empty: expected at least \"decode\"",
+        ),
+        (
+            "[\"decode\"]",
+            "[\"decode\", \"decode\"]",
+            "mine.toml:7:1: function decode is listed twice",
+        ),
+        (
+            "\"mine\"",
+            "\"a b\"",
+            "mine.toml:1:1: name `a b`: expected letters, digits, `-`, `_`, `.`",
+        ),
+        (
+            "\"a test\"",
+            "\"\"",
+            "mine.toml:2:1: description: expected one line of text",
+        ),
+    ] {
+        assert_eq!(error_of(&GOOD.replace(from, to)), expected);
+    }
+}
+
+fn candidates() -> Vec<Candidate<'static>> {
+    [
+        ("layers.0.input_layernorm.weight", 5000, WeightKind::Norm),
+        ("layers.0.mlp.up_proj.weight", 5000, WeightKind::Projection),
+        ("layers.0.layer_scalar", 1, WeightKind::Scalar),
+        (
+            "layers.0.self_attn.k_proj.weight",
+            5000,
+            WeightKind::Projection,
+        ),
+        ("layers.1.mlp.up_proj.weight", 101, WeightKind::Projection),
+        ("layers.1.mlp.down_proj.weight", 100, WeightKind::Projection),
+        ("embed_tokens.weight", 9000, WeightKind::Head),
+    ]
+    .map(|(name, elements, kind)| Candidate {
+        name,
+        elements,
+        kind,
+    })
+    .to_vec()
+}
+
+#[test]
+fn the_last_matching_rule_wins() {
+    let recipe = Recipe::parse("mine.toml", GOOD).unwrap();
+    let chosen: Vec<_> = recipe
+        .quantize
+        .resolve(&recipe.name, &candidates())
+        .unwrap()
+        .iter()
+        .map(|c| format!("{}: {}", c.scheme, c.reason))
+        .collect();
+    assert_eq!(
+        chosen,
+        [
+            "fp16: norm or scalar",
+            "palette8-g16: rule `layers\\.0\\.`",
+            "fp16: norm or scalar",
+            "fp16: rule `k_proj|layer_scalar`",
+            "palette3-g16: default",
+            "fp16: at most 100 elements",
+            "palette3-g16: default",
+        ]
+    );
+}
+
+#[test]
+fn a_rule_overrides_the_threshold() {
+    let mut rules = Recipe::parse("mine.toml", GOOD).unwrap().quantize;
+    rules
+        .rules
+        .push(Rule::new("down_proj", "int8-channel".parse().unwrap()).unwrap());
+    let chosen = rules.resolve("mine", &candidates()).unwrap();
+    assert_eq!(chosen[5].scheme, Scheme::Int8Channel);
+}
+
+#[test]
+fn a_rule_that_matches_nothing_is_an_error() {
+    let mut rules = Recipe::parse("mine.toml", GOOD).unwrap().quantize;
+    rules
+        .rules
+        .push(Rule::new("layers\\.7\\.", Scheme::Fp16).unwrap());
+    assert_eq!(
+        rules
+            .resolve("mine", &candidates())
+            .unwrap_err()
+            .to_string(),
+        "recipe `mine`: rule `layers\\.7\\.` = fp16 matches no weight\nhint: it is searched in tensor names without \
+         prefix, such as `layers.0.mlp.up_proj.weight`"
+    );
+    rules.rules.pop();
+    rules
+        .rules
+        .push(Rule::new("layernorm", Scheme::Int8Channel).unwrap());
+    assert_eq!(
+        rules
+            .resolve("mine", &candidates())
+            .unwrap_err()
+            .to_string(),
+        "recipe `mine`: rule `layernorm` = int8-channel matches no weight\nhint: it finds only norms and scalars such as \
+         `layers.0.input_layernorm.weight`, which stay fp16"
+    );
+    assert_eq!(
+        Rule::new("(", Scheme::Fp16).unwrap_err().to_string(),
+        "`(` is not a regular expression: unclosed group"
+    );
+}

@@ -1,0 +1,83 @@
+//! Every package that a built-in recipe makes of a fixture, opened by coremltools in one process, and its weights as
+//! coremltools decompresses them against the bytes unpacked here.
+
+use crate::common::coremltools_dump_weights;
+use crate::helpers::*;
+use crate::values::unpacked;
+use gemma_coreml::package::Package;
+use gemma_coreml::recipe::Recipe;
+use half::f16;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Copies the packages of a bundle to `to`, named after bundle and chunk.
+fn collect_packages(bundle: &Path, label: &str, to: &Path) -> Vec<PathBuf> {
+    let mut packages = Vec::new();
+    for chunk in entries(bundle).iter().filter(|e| e.ends_with(".mlpackage")) {
+        let copy = to.join(format!("{label}-{chunk}"));
+        for (file, bytes) in contents(&bundle.join(chunk)) {
+            let target = copy.join(file);
+            fs::create_dir_all(target.parent().unwrap()).unwrap();
+            fs::write(target, bytes).unwrap();
+        }
+        packages.push(copy);
+    }
+    packages
+}
+
+/// Compares every constant that coremltools gave with ours, bit for bit. Returns how many.
+fn compare_weights(package: &Path, dump: &Path) -> usize {
+    let bytes = fs::read(dump).unwrap();
+    let theirs = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let package = Package::open(package).unwrap();
+    let function = &package.functions()[package.default_function()];
+    let mut compared = 0;
+    for op in &function.ops {
+        let (name, ty) = match op.outputs.first() {
+            Some(output) => output,
+            None => continue,
+        };
+        let Ok(tensor) = theirs.tensor(&format!("{}/{name}", package.default_function())) else {
+            let kind = op.op_type.name();
+            assert!(!kind.starts_with("constexpr_"), "{name}: coremltools gave no values");
+            continue;
+        };
+        assert_eq!(tensor.shape(), ty.shape, "{name}");
+        let ours = unpacked(op);
+        let same = tensor
+            .data()
+            .chunks_exact(2)
+            .zip(&ours)
+            .all(|(b, w)| f16::from_le_bytes([b[0], b[1]]).to_f32().to_bits() == w.to_bits());
+        assert!(same && tensor.data().len() == 2 * ours.len(), "{name} differs");
+        compared += 1;
+    }
+    assert_eq!(compared, theirs.len(), "{}", dump.display());
+    compared
+}
+
+#[test]
+fn coremltools_opens_every_package_and_finds_the_same_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut packages = Vec::new();
+    for model in fixtures() {
+        for recipe in Recipe::list().unwrap() {
+            let label = format!("{model}-{}", recipe.name);
+            let out = dir.path().join(&label);
+            run_recipe(&fixture(&model), &recipe, &out, &options()).unwrap();
+            packages.extend(collect_packages(&out, &label, dir.path()));
+            fs::remove_dir_all(out).unwrap();
+        }
+    }
+    let dumps = dir.path().join("dumps");
+    coremltools_dump_weights(&packages, &dumps);
+    let compared: usize = packages
+        .iter()
+        .map(|package| {
+            let stem = package.file_stem().unwrap().to_string_lossy();
+            compare_weights(package, &dumps.join(format!("{stem}.safetensors")))
+        })
+        .sum();
+    println!("{} packages, {compared} weights", packages.len());
+    assert!(packages.len() >= 4 * 8 * 4);
+}

@@ -1,0 +1,12 @@
+//! Conversion of real (small) checkpoints: determinism, bad input, crashes, values read back, archives.
+
+mod archive;
+#[path = "../common/mod.rs"]
+mod common;
+mod coremltools;
+mod crash;
+mod determinism;
+mod faults;
+mod helpers;
+mod opening;
+mod values;

@@ -1,0 +1,341 @@
+//! What was written, read back and unpacked by code of this file alone, against the checkpoint.
+
+use crate::helpers::*;
+use gemma_coreml::bundle::{Bundle, npy::NpyTable};
+use gemma_coreml::checkpoint::Checkpoint;
+use gemma_coreml::gemma::{ModelPlan, rope};
+use gemma_coreml::package::{Binding, Package, ReadOp, ReadValue};
+use gemma_coreml::quantize::{Scratch, palettize_group};
+use half::f16;
+use std::path::Path;
+
+/// Elements of an n-bit little-endian stream, one bit after the other.
+fn bits(bytes: &[u8], nbits: usize, count: usize) -> Vec<u8> {
+    let bit = |i: usize| bytes[i / 8] >> (i % 8) & 1;
+    (0..count)
+        .map(|e| (0..nbits).map(|b| bit(e * nbits + b) << b).sum())
+        .collect()
+}
+
+fn halves(bytes: &[u8]) -> Vec<f32> {
+    bytes
+        .chunks(2)
+        .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
+        .collect()
+}
+
+fn argument<'a>(op: &'a ReadOp, name: &str) -> &'a ReadValue {
+    match op.input(name) {
+        Some(Binding::Value(value)) => value,
+        other => panic!("{}: {name}: {other:?}", op.name),
+    }
+}
+
+/// The weight that an op of a package makes, unpacked: one value per element, row-major.
+pub fn unpacked(op: &ReadOp) -> Vec<f32> {
+    let shape = &op.outputs[0].1.shape;
+    let count: usize = shape.iter().product();
+    let per_row = count / shape[0];
+    match op.op_type.name() {
+        "const" => halves(&op.value.as_ref().unwrap().bytes()),
+        "constexpr_lut_to_dense" => {
+            let (indices, lut) = (argument(op, "indices"), argument(op, "lut"));
+            let lut_shape = lut.ty().shape;
+            let entries = lut_shape[lut_shape.len() - 2];
+            let nbits = entries.trailing_zeros() as usize;
+            let group = count / lut_shape[0];
+            let lut = halves(&lut.bytes());
+            let indices = bits(&indices.bytes(), nbits, count);
+            indices
+                .iter()
+                .enumerate()
+                .map(|(i, &x)| lut[i / group * entries + usize::from(x)])
+                .collect()
+        }
+        "constexpr_blockwise_shift_scale" => {
+            let (data, scale) = (argument(op, "data"), argument(op, "scale"));
+            let scales = halves(&scale.bytes());
+            let block = count / scales.len();
+            assert_eq!(per_row % block, 0);
+            let four = data.ty().dtype.name() == "int4";
+            let codes = bits(&data.bytes(), if four { 4 } else { 8 }, count);
+            let value = |q: u8| {
+                if four {
+                    ((q << 4) as i8 >> 4) as f32
+                } else {
+                    f32::from(q as i8)
+                }
+            };
+            let product =
+                |(i, &q): (usize, &u8)| f16::from_f32(value(q) * scales[i / block]).to_f32();
+            codes.iter().enumerate().map(product).collect()
+        }
+        other => panic!("{other}"),
+    }
+}
+
+/// What the weight should be, from the checkpoint's values and the scheme's definition.
+fn expected(values: &[f16], outputs: usize, scheme: &str) -> Vec<f32> {
+    let inputs = values.len() / outputs;
+    let exact: Vec<f32> = values.iter().map(|v| v.to_f32()).collect();
+    let integer = |levels: f32, block: usize| -> Vec<f32> {
+        exact
+            .chunks(block)
+            .flat_map(|b| {
+                let max = b.iter().fold(0f32, |m, w| m.max(w.abs()));
+                let scale = f16::from_f32(max / levels).to_f32();
+                b.iter().map(move |w| {
+                    let q = f16::from_f32(w / scale)
+                        .to_f32()
+                        .round_ties_even()
+                        .clamp(-levels, levels);
+                    f16::from_f32(q * scale).to_f32()
+                })
+            })
+            .collect()
+    };
+    if scheme == "fp16" {
+        return exact;
+    }
+    if scheme == "int8-channel" {
+        return integer(127.0, inputs);
+    }
+    if let Some(block) = scheme.strip_prefix("int4-block") {
+        return integer(7.0, block.parse().unwrap());
+    }
+    let (nbits, group) = scheme
+        .strip_prefix("palette")
+        .unwrap()
+        .split_once('-')
+        .unwrap();
+    let group = match group {
+        "tensor" => values.len(),
+        g => g.strip_prefix('g').unwrap().parse::<usize>().unwrap() * inputs,
+    };
+    let (mut scratch, mut indices) = (Scratch::new(), vec![0; group]);
+    let mut out = Vec::new();
+    for group in values.chunks(group) {
+        let result = palettize_group(
+            group,
+            nbits.parse().unwrap(),
+            None,
+            &mut scratch,
+            &mut indices,
+        )
+        .unwrap();
+        let lut = result.lut.entries();
+        out.extend(indices.iter().map(|&i| lut[usize::from(i)].to_f32()));
+    }
+    out
+}
+
+fn op<'a>(package: &'a Package, tensor: &str) -> &'a ReadOp {
+    let id = tensor.replace('.', "_");
+    let function = &package.functions()[package.default_function()];
+    let found: Vec<&ReadOp> = function
+        .ops
+        .iter()
+        .filter(|op| op.outputs.iter().any(|(n, _)| *n == id))
+        .collect();
+    assert_eq!(found.len(), 1, "{tensor}");
+    found[0]
+}
+
+/// Every weight of every package; the record's error against the one measured here.
+fn check_packages(fixture_name: &str, out: &Path) {
+    let checkpoint = Checkpoint::open(&fixture(fixture_name)).unwrap();
+    let bundle = Bundle::open(out).unwrap();
+    let mut seen = 0;
+    for chunk in bundle.chunks() {
+        let file = format!("{}.mlpackage", chunk.name);
+        for record in bundle
+            .provenance()
+            .tensors
+            .iter()
+            .filter(|r| r.file == file)
+        {
+            let shape = checkpoint.shape(&record.tensor).unwrap().to_vec();
+            let view = checkpoint.tensor(&record.tensor, &shape).unwrap();
+            let mut values = vec![f16::ZERO; view.len()];
+            view.read_f16(0..view.len(), &mut values).unwrap();
+            let got = unpacked(op(&chunk.package, &record.tensor));
+            let want = expected(&values, shape[0], &record.scheme);
+            assert!(
+                got == want,
+                "{fixture_name} {} {}",
+                record.tensor,
+                record.scheme
+            );
+            let worst = got
+                .iter()
+                .zip(&values)
+                .map(|(g, w)| (g - w.to_f32()).abs())
+                .fold(0f32, f32::max);
+            if record.scheme != "fp16" {
+                // The record is rounded to six digits.
+                assert!(
+                    (f64::from(worst) - record.max_abs_error).abs() <= 1e-5 * record.max_abs_error
+                );
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen > 100, "{seen}");
+}
+
+#[test]
+fn packages_hold_the_quantized_checkpoint() {
+    for recipe in gemma_coreml::recipe::Recipe::list().unwrap() {
+        for name in ["nano", "dense-tiny"] {
+            let dir = tempfile::tempdir().unwrap();
+            let out = dir.path().join("b");
+            run_recipe(&fixture(name), &recipe, &out, &options()).unwrap();
+            check_packages(name, &out);
+        }
+    }
+}
+
+#[test]
+fn int8_rows_are_the_published_formula() {
+    for name in ["nano", "e4b-tiny"] {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("b");
+        run(&fixture(name), "swa4-int4", &out, &options()).unwrap();
+        let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
+        let plan = ModelPlan::new(checkpoint.config()).unwrap();
+        let bundle = Bundle::open(&out).unwrap();
+        let width = plan.layers.len() * plan.ple_dim;
+        let tables = [
+            (
+                "embed_tokens.weight",
+                plan.vocab,
+                plan.hidden,
+                (plan.hidden as f64).sqrt() as f32,
+            ),
+            (
+                "embed_tokens_per_layer.weight",
+                plan.ple_vocab,
+                width,
+                (plan.ple_dim as f64).sqrt() as f32,
+            ),
+        ];
+        for (i, (tensor, rows, dim, factor)) in tables.into_iter().enumerate() {
+            let view = checkpoint.tensor(tensor, &[rows, dim]).unwrap();
+            let (mut row, mut got) = (vec![0f32; dim], vec![0f32; dim]);
+            for token in 0..rows {
+                view.read_f32(token * dim..(token + 1) * dim, &mut row)
+                    .unwrap();
+                let max = row.iter().fold(0f32, |m, w| m.max(w.abs()));
+                let scale = f16::from_f32(max).max(f16::MIN_POSITIVE).to_f32();
+                let want: Vec<f32> = row
+                    .iter()
+                    .map(|w| (w * 127.0 / scale).round_ties_even().clamp(-127.0, 127.0))
+                    .map(|q| f16::from_f32(q * (scale / 127.0) * factor).to_f32())
+                    .collect();
+                match i {
+                    0 => bundle.embed_row(token as u32, &mut got).unwrap(),
+                    _ => bundle.per_layer_row(token as u32, &mut got).unwrap(),
+                }
+                assert!(got == want, "{name} {tensor} row {token}");
+            }
+            assert!(
+                bundle
+                    .embed_row(rows as u32, &mut vec![0.0; plan.hidden])
+                    .is_err()
+            );
+        }
+    }
+}
+
+#[test]
+fn other_table_formats_stay_within_their_step() {
+    for (scheme, file, levels) in [
+        ("rows-int4", "embed_tokens_q4.bin", 7.0),
+        ("rows-fp16", "embed_tokens_fp16.bin", 2048.0),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("b");
+        let mut recipe = gemma_coreml::recipe::Recipe::builtin("swa4-int4").unwrap();
+        recipe.quantize.tables = scheme.parse().unwrap();
+        run_recipe(&fixture("e4b-tiny"), &recipe, &out, &options()).unwrap();
+        assert!(out.join(file).exists());
+        let checkpoint = Checkpoint::open(&fixture("e4b-tiny")).unwrap();
+        let bundle = Bundle::open(&out).unwrap();
+        let (rows, dim) = (bundle.embed_table().rows(), bundle.embed_table().dim());
+        let view = checkpoint
+            .tensor("embed_tokens.weight", &[rows, dim])
+            .unwrap();
+        let (mut row, mut got) = (vec![0f32; dim], vec![0f32; dim]);
+        for token in 0..rows {
+            view.read_f32(token * dim..(token + 1) * dim, &mut row)
+                .unwrap();
+            bundle.embed_row(token as u32, &mut got).unwrap();
+            let max = row.iter().fold(0f32, |m, w| m.max(w.abs()));
+            let factor = (dim as f32).sqrt();
+            // Half a step, and one rounding to fp16 at the end.
+            let allowed = factor * max * (0.5 / levels + 1.0 / 1024.0);
+            for (g, w) in got.iter().zip(&row) {
+                assert!(
+                    (g - w * factor).abs() <= allowed,
+                    "{scheme} {token}: {g} {}",
+                    w * factor
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn per_layer_files_and_rope_tables_are_the_checkpoint_s() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, compat_out) = (dir.path().join("b"), dir.path().join("c"));
+    run(&fixture("nano"), "swa4-int4", &out, &options()).unwrap();
+    let mut compat = gemma_coreml::recipe::Recipe::builtin("swa4-int4").unwrap();
+    compat.compat = true;
+    run_recipe(&fixture("nano"), &compat, &compat_out, &options()).unwrap();
+    let checkpoint = Checkpoint::open(&fixture("nano")).unwrap();
+    let plan = ModelPlan::new(checkpoint.config()).unwrap();
+    let bundle = Bundle::open(&out).unwrap();
+
+    let read = |name: &str, shape: &[usize]| {
+        let view = checkpoint.tensor(name, shape).unwrap();
+        let mut values = vec![0f32; view.len()];
+        view.read_f32(0..view.len(), &mut values).unwrap();
+        values
+    };
+    let projection = read(
+        "per_layer_model_projection.weight",
+        &[plan.layers.len() * plan.ple_dim, plan.hidden],
+    );
+    let rounded: Vec<f32> = projection
+        .iter()
+        .map(|w| f16::from_f32(*w).to_f32())
+        .collect();
+    assert_eq!(halves(bundle.per_layer_projection().unwrap()), rounded);
+    let norm: Vec<u8> = read("per_layer_projection_norm.weight", &[plan.ple_dim])
+        .iter()
+        .flat_map(|w| w.to_le_bytes())
+        .collect();
+    assert_eq!(bundle.per_layer_norm().unwrap(), norm);
+
+    let same = |table: &NpyTable, want: &[f32]| {
+        assert_eq!(table.rows(), 4096);
+        let mut row = vec![0f32; table.cols()];
+        for (p, want) in want.chunks(table.cols()).enumerate() {
+            table.row(p, &mut row).unwrap();
+            let want: Vec<f32> = want.iter().map(|w| f16::from_f32(*w).to_f32()).collect();
+            assert!(row == want, "position {p}");
+        }
+    };
+    let (cos, sin) = rope::table(&plan.sliding.rope, 4096);
+    same(&bundle.rope().cos_sliding, &cos);
+    same(&bundle.rope().sin_sliding, &sin);
+    let (cos, sin) = rope::table(&plan.full.rope, 4096);
+    same(&bundle.rope().cos_full, &cos);
+    same(&bundle.rope().sin_full, &sin);
+    let (cos, sin) = rope::table(&plan.full.rope.all_pairs(), 4096);
+    let compat = Bundle::open(&compat_out).unwrap();
+    same(&compat.rope().cos_full, &cos);
+    same(&compat.rope().sin_full, &sin);
+    assert_eq!(compat.config().full_rope, "all-pairs");
+}

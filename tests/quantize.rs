@@ -1,0 +1,147 @@
+//! The number formats against what coremltools 9.0 made of the same matrices
+//! (`data/quantize/coremltools.safetensors`, written by `data/quantize/make.py`).
+
+use gemma_coreml::quantize::linear::{quantize_int4_block, quantize_int8_channel};
+use gemma_coreml::quantize::scheme::PALETTE_BITS;
+use gemma_coreml::quantize::{Scratch, palettize_group};
+use half::f16;
+use safetensors::SafeTensors;
+
+/// How far our error may be above coremltools', relative.
+const MSE_TOLERANCE: f64 = 1e-6;
+
+struct Golden(Vec<u8>);
+
+impl Golden {
+    fn read() -> Self {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/data/quantize/coremltools.safetensors"
+        );
+        Golden(std::fs::read(path).unwrap())
+    }
+
+    fn bytes(&self, name: &str) -> (Vec<usize>, Vec<u8>) {
+        let file = SafeTensors::deserialize(&self.0).unwrap();
+        let tensor = file.tensor(name).unwrap();
+        (tensor.shape().to_vec(), tensor.data().to_vec())
+    }
+
+    fn f16s(&self, name: &str) -> (Vec<usize>, Vec<f16>) {
+        let (shape, bytes) = self.bytes(name);
+        let (words, _) = bytes.as_chunks::<2>();
+        (
+            shape,
+            words.iter().map(|w| f16::from_le_bytes(*w)).collect(),
+        )
+    }
+
+    fn f64s(&self, name: &str) -> Vec<f64> {
+        let (_, bytes) = self.bytes(name);
+        let (words, _) = bytes.as_chunks::<8>();
+        words.iter().map(|w| f64::from_le_bytes(*w)).collect()
+    }
+
+    fn i8s(&self, name: &str) -> Vec<i8> {
+        self.bytes(name).1.iter().map(|b| *b as i8).collect()
+    }
+}
+
+/// Mean squared error of the tables and indices themselves, over groups of `channels` rows.
+fn palette_mse(weights: &[f16], group_len: usize, nbits: u8) -> f64 {
+    let mut scratch = Scratch::new();
+    let mut indices = vec![0; group_len];
+    let mut sse = 0.0;
+    for group in weights.chunks_exact(group_len) {
+        let result = palettize_group(group, nbits, None, &mut scratch, &mut indices).unwrap();
+        for (w, &index) in group.iter().zip(&indices) {
+            let error = w.to_f64() - result.lut.entries()[usize::from(index)].to_f64();
+            sse += error * error;
+        }
+    }
+    sse / weights.len() as f64
+}
+
+#[test]
+fn exact_palettes_are_those_of_coremltools() {
+    let golden = Golden::read();
+    for name in ["bf16", "full"] {
+        let (_, weights) = golden.f16s(name);
+        let errors = golden.f64s(&format!("{name}.mse"));
+        let mut scratch = Scratch::new();
+        let mut indices = vec![0; weights.len()];
+        for (nbits, theirs) in PALETTE_BITS.into_iter().zip(errors) {
+            let ours = palette_mse(&weights, weights.len(), nbits);
+            assert!(
+                ours <= theirs * (1.0 + MSE_TOLERANCE),
+                "{name}, {nbits} bits: {ours:e} above {theirs:e}"
+            );
+            let result =
+                palettize_group(&weights, nbits, None, &mut scratch, &mut indices).unwrap();
+            let (_, lut) = golden.f16s(&format!("{name}.lut{nbits}"));
+            assert_eq!(result.lut.entries(), lut, "{name}, {nbits} bits");
+        }
+    }
+}
+
+#[test]
+fn indices_are_those_of_coremltools_but_for_ties() {
+    let golden = Golden::read();
+    let (_, weights) = golden.f16s("bf16");
+    let mut indices = vec![0; weights.len()];
+    let mut scratch = Scratch::new();
+    let result = palettize_group(&weights, 4, None, &mut scratch, &mut indices).unwrap();
+    let (_, theirs) = golden.bytes("bf16.indices4");
+    for ((w, &ours), &theirs) in weights.iter().zip(&indices).zip(&theirs) {
+        // coremltools assigns before it rounds the table, so that a value near a boundary may be
+        // one entry off.
+        let distance = |i: u8| (w.to_f64() - result.lut.entries()[usize::from(i)].to_f64()).abs();
+        assert!(ours == theirs || distance(ours) <= distance(theirs));
+    }
+    let moved = indices.iter().zip(&theirs).filter(|(a, b)| a != b).count();
+    assert!(moved * 1000 < weights.len(), "{moved} indices differ");
+}
+
+#[test]
+fn small_groups_are_no_worse_than_scikit_learn() {
+    let golden = Golden::read();
+    let (shape, weights) = golden.f16s("small");
+    let errors = golden.f64s("small.mse");
+    for (nbits, theirs) in PALETTE_BITS.into_iter().zip(errors) {
+        let ours = palette_mse(&weights, 8 * shape[1], nbits);
+        assert!(
+            ours <= theirs * (1.0 + MSE_TOLERANCE),
+            "{nbits} bits: {ours:e} above {theirs:e}"
+        );
+    }
+}
+
+#[test]
+fn integers_are_those_of_coremltools() {
+    let golden = Golden::read();
+    for name in ["full", "edge"] {
+        let (shape, weights) = golden.f16s(name);
+        for (kind, len) in [("int8", shape[1]), ("int4", 32)] {
+            let quantize = match kind {
+                "int8" => quantize_int8_channel,
+                _ => quantize_int4_block,
+            };
+            let theirs = golden.i8s(&format!("{name}.{kind}"));
+            let (_, scales) = golden.f16s(&format!("{name}.{kind}_scale"));
+            let mut out = vec![0; len];
+            for (i, block) in weights.chunks_exact(len).enumerate() {
+                let scale = quantize(block, &mut out).unwrap();
+                assert_eq!(
+                    scale.to_bits(),
+                    scales[i].to_bits(),
+                    "{name} {kind} block {i}"
+                );
+                assert_eq!(
+                    out,
+                    theirs[i * len..(i + 1) * len],
+                    "{name} {kind} block {i}"
+                );
+            }
+        }
+    }
+}
