@@ -1,119 +1,20 @@
 //! Snapshots on disk: the fixtures as they are, resharded and renamed, and broken in every way that is known.
 
-use std::path::{Path, PathBuf};
+mod snapshots;
+
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use gemma_coreml::checkpoint::{Checkpoint, Error, PassedOver, StoredDType};
 use gemma_coreml::gemma::{self, ModelPlan};
 use gemma_coreml::progress::{NoProgress, Progress};
-use half::{bf16, f16};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("fixtures")
-        .join(name)
-}
-
-/// A tensor of a safetensors file: full name, dtype, shape, bytes.
-#[derive(Clone)]
-struct Raw {
-    name: String,
-    dtype: String,
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
-}
-
-impl Raw {
-    fn new(name: &str, dtype: &str, shape: &[usize], bytes: Vec<u8>) -> Self {
-        Self {
-            name: name.into(),
-            dtype: dtype.into(),
-            shape: shape.to_vec(),
-            bytes,
-        }
-    }
-}
-
-fn read_raw(path: &Path) -> Vec<Raw> {
-    let bytes = std::fs::read(path).expect("a readable file");
-    let (header, data) = split(&bytes);
-    let entries = header.as_object().expect("an object");
-    let of = |value: &Value| -> Vec<usize> {
-        let list = value.as_array().expect("a list");
-        list.iter()
-            .map(|n| n.as_u64().expect("a number") as usize)
-            .collect()
-    };
-    let tensors = entries.iter().filter(|(name, _)| *name != "__metadata__");
-    tensors
-        .map(|(name, e)| {
-            let offsets = of(&e["data_offsets"]);
-            Raw {
-                name: name.clone(),
-                dtype: e["dtype"].as_str().expect("a dtype").into(),
-                shape: of(&e["shape"]),
-                bytes: data[offsets[0]..offsets[1]].to_vec(),
-            }
-        })
-        .collect()
-}
-
-fn split(bytes: &[u8]) -> (Value, &[u8]) {
-    let length = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
-    let header = serde_json::from_slice(&bytes[8..8 + length]).expect("a header");
-    (header, &bytes[8 + length..])
-}
-
-fn assemble(header: &str, data: &[u8]) -> Vec<u8> {
-    let mut file = (header.len() as u64).to_le_bytes().to_vec();
-    file.extend(header.as_bytes());
-    file.extend(data);
-    file
-}
-
-fn serialize(tensors: &[Raw]) -> Vec<u8> {
-    let (mut header, mut data) = (Map::new(), Vec::new());
-    for t in tensors {
-        let begin = data.len();
-        data.extend(&t.bytes);
-        let entry =
-            json!({"dtype": t.dtype, "shape": t.shape, "data_offsets": [begin, data.len()]});
-        header.insert(t.name.clone(), entry);
-    }
-    assemble(&Value::Object(header).to_string(), &data)
-}
-
-/// A snapshot with a fixture's config and the given weight files.
-fn snapshot(config: &str, files: &[(&str, Vec<u8>)]) -> TempDir {
-    let dir = TempDir::new().expect("a temporary directory");
-    std::fs::copy(
-        fixture(config).join("config.json"),
-        dir.path().join("config.json"),
-    )
-    .expect("a copy");
-    for (name, bytes) in files {
-        std::fs::write(dir.path().join(name), bytes).expect("a written file");
-    }
-    dir
-}
-
-/// e4b-tiny with its one file edited.
-fn edited(edit: impl FnOnce(&mut Vec<Raw>)) -> TempDir {
-    let mut tensors = read_raw(&fixture("e4b-tiny").join(SINGLE));
-    edit(&mut tensors);
-    snapshot("e4b-tiny", &[(SINGLE, serialize(&tensors))])
-}
-
-fn find<'a>(tensors: &'a mut [Raw], suffix: &str) -> &'a mut Raw {
-    let found = tensors.iter_mut().find(|t| t.name.ends_with(suffix));
-    found.unwrap_or_else(|| panic!("no {suffix}"))
-}
+use snapshots::{
+    INDEX, Raw, SINGLE, assemble, edited, find, fixture, read_raw, serialize, snapshot, split,
+};
 
 /// All tensors of e2b35-tiny's three shards.
 fn e2b35() -> Vec<Raw> {
@@ -262,7 +163,7 @@ fn truncated_files() {
     let dir = snapshot("e4b-tiny", &[(SINGLE, longer)]);
     let error = Checkpoint::open(dir.path()).expect_err("a byte too many");
     assert!(
-        matches!(&error, Error::BadFile { what, .. } if what == "data length"),
+        matches!(&error, Error::BadFile { what, .. } if *what == "data length"),
         "{error}"
     );
 }
@@ -276,7 +177,7 @@ fn header_lengths_that_cannot_be() {
         let dir = snapshot("e4b-tiny", &[(SINGLE, bytes)]);
         let error = Checkpoint::open(dir.path()).expect_err("a huge header");
         assert!(
-            matches!(&error, Error::BadFile { what, .. } if what == "header length"),
+            matches!(&error, Error::BadFile { what, .. } if *what == "header length"),
             "{error}"
         );
     }
@@ -559,149 +460,6 @@ fn snapshots_without_config_or_weights() {
     std::fs::remove_file(dir.path().join("config.json")).expect("removed");
     std::fs::create_dir(dir.path().join("config.json")).expect("a directory");
     Checkpoint::open(dir.path()).expect_err("a directory is no config");
-}
-
-/// Values as one file of the given dtype, the norm weight of e4b-tiny (96 values).
-fn with_norm(dtype: &str, values: &[f32]) -> TempDir {
-    let mut values = values.to_vec();
-    values.resize(96, 1.0);
-    let bytes = |v: &f32| match dtype {
-        "BF16" => bf16::from_f32(*v).to_le_bytes().to_vec(),
-        "F16" => f16::from_f32(*v).to_le_bytes().to_vec(),
-        _ => v.to_le_bytes().to_vec(),
-    };
-    edited(|t| {
-        let norm = find(t, "language_model.norm.weight");
-        norm.dtype = dtype.into();
-        norm.bytes = values.iter().flat_map(bytes).collect();
-    })
-}
-
-#[test]
-fn values_of_each_dtype() {
-    let values = [
-        0.0, -0.0, 1.0, -2.5, 0.099_976, 6.1e-5, 1e-7, 65504.0, 3.0e-8, -1e-9,
-    ];
-    for dtype in ["BF16", "F16", "F32"] {
-        let dir = with_norm(dtype, &values);
-        let checkpoint = Checkpoint::open(dir.path()).expect(dtype);
-        let view = checkpoint.tensor("norm.weight", &[96]).expect(dtype);
-        let stored: Vec<f32> = values
-            .iter()
-            .map(|v| match dtype {
-                "BF16" => bf16::from_f32(*v).to_f32(),
-                "F16" => f16::from_f32(*v).to_f32(),
-                _ => *v,
-            })
-            .collect();
-        let stored = &stored[..if dtype == "BF16" { 7 } else { 10 }];
-        let mut out = vec![0f32; stored.len()];
-        view.read_f32(0..stored.len(), &mut out).expect(dtype);
-        assert_eq!(out, stored, "{dtype}");
-        let mut part = vec![0f32; 3];
-        view.read_f32(2..5, &mut part).expect(dtype);
-        assert_eq!(part, &stored[2..5], "{dtype}");
-        let mut halves = vec![f16::ZERO; stored.len()];
-        view.read_f16(0..stored.len(), &mut halves).expect(dtype);
-        let expected: Vec<u16> = stored.iter().map(|v| f16::from_f32(*v).to_bits()).collect();
-        assert_eq!(
-            halves.iter().map(|h| h.to_bits()).collect::<Vec<_>>(),
-            expected,
-            "{dtype}"
-        );
-    }
-}
-
-#[test]
-fn nan_and_infinity_name_tensor_and_index() {
-    for dtype in ["BF16", "F16", "F32"] {
-        for (index, bad) in [(0, f32::NAN), (41, f32::INFINITY), (95, f32::NEG_INFINITY)] {
-            let mut values = vec![1.0; 96];
-            values[index] = bad;
-            let dir = with_norm(dtype, &values);
-            let checkpoint = Checkpoint::open(dir.path()).expect(dtype);
-            let view = checkpoint.tensor("norm.weight", &[96]).expect(dtype);
-            let start = index.saturating_sub(5);
-            let range = start..96;
-            let found = |error: Error| match error {
-                Error::NotFinite { tensor, index, .. } => (tensor, index),
-                other => panic!("{dtype}: {other}"),
-            };
-            let error = view
-                .read_f32(range.clone(), &mut vec![0.0; 96 - start])
-                .expect_err("not finite");
-            assert_eq!(found(error), ("norm.weight".into(), index), "{dtype}");
-            let error = view
-                .read_f16(range, &mut vec![f16::ZERO; 96 - start])
-                .expect_err("not finite");
-            assert_eq!(found(error), ("norm.weight".into(), index), "{dtype}");
-            if index > 0 {
-                view.read_f32(0..index, &mut vec![0.0; index])
-                    .expect("the part before is fine");
-            }
-        }
-    }
-}
-
-/// 65520 is the first value that rounds beyond fp16's range.
-#[test]
-fn beyond_fp16() {
-    let dir = with_norm("F32", &[65519.9, 1.0, -65520.0, 1.0]);
-    let checkpoint = Checkpoint::open(dir.path()).expect("a snapshot");
-    let view = checkpoint.tensor("norm.weight", &[96]).expect("a norm");
-    let mut out = [f16::ZERO; 2];
-    view.read_f16(0..2, &mut out).expect("rounds down");
-    assert_eq!(out[0], f16::MAX);
-    let error = view.read_f16(1..3, &mut out).expect_err("beyond");
-    match error {
-        Error::Fp16Range {
-            tensor,
-            index,
-            value,
-        } => {
-            assert_eq!(
-                (tensor.as_str(), index, value),
-                ("norm.weight", 2, -65520.0)
-            );
-        }
-        other => panic!("{other}"),
-    }
-    let mut out = [0f32; 4];
-    view.read_f32(0..4, &mut out).expect("f32 has room");
-    let dir = with_norm("BF16", &[1e30]);
-    let checkpoint = Checkpoint::open(dir.path()).expect("a snapshot");
-    let view = checkpoint.tensor("norm.weight", &[96]).expect("a norm");
-    let error = view.read_f16(0..1, &mut [f16::ZERO]).expect_err("beyond");
-    assert!(
-        matches!(error, Error::Fp16Range { index: 0, .. }),
-        "{error}"
-    );
-}
-
-#[test]
-fn ranges_outside_a_tensor() {
-    let checkpoint = Checkpoint::open(&fixture("e4b-tiny")).expect("a fixture");
-    let view = checkpoint.tensor("norm.weight", &[96]).expect("a norm");
-    #[expect(clippy::reversed_empty_ranges)]
-    for (range, buffer) in [
-        (0..97, 97),
-        (96..97, 1),
-        (usize::MAX - 1..usize::MAX, 1),
-        (0..4, 3),
-        (0..4, 5),
-        (5..4, 0),
-    ] {
-        let error = view
-            .read_f32(range.clone(), &mut vec![0.0; buffer])
-            .expect_err("outside");
-        assert!(
-            matches!(&error, Error::Range { len: 96, .. }),
-            "{range:?}: {error}"
-        );
-        view.read_f16(range, &mut vec![f16::ZERO; buffer])
-            .expect_err("outside");
-    }
-    view.read_f32(96..96, &mut []).expect("nothing");
 }
 
 fn small_file() -> Vec<u8> {

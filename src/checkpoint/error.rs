@@ -76,7 +76,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// The property that is wrong.
-        what: String,
+        what: &'static str,
         /// What it should be.
         expected: String,
         /// What it is.
@@ -90,7 +90,7 @@ pub enum Error {
         /// The tensor's full name.
         tensor: String,
         /// The property that is wrong.
-        what: String,
+        what: &'static str,
         /// What it should be.
         expected: String,
         /// What it is.

@@ -36,9 +36,9 @@ pub(super) fn read(path: &Path) -> Result<Vec<Entry>> {
         path: path.to_path_buf(),
         source,
     };
-    let bad = |what: &str, expected: String, got: String| Error::BadFile {
+    let bad = |what: &'static str, expected: String, got: String| Error::BadFile {
         path: path.to_path_buf(),
-        what: what.into(),
+        what,
         expected,
         got,
     };
@@ -73,7 +73,7 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Entry>> {
         .and_then(|pairs| json.end().map(|()| pairs));
     let pairs = pairs.map_err(|e| Error::BadFile {
         path: path.to_path_buf(),
-        what: "header".into(),
+        what: "header",
         expected: "a JSON object from tensor names to their dtype, shape and offsets".into(),
         got: e.to_string(),
     })?;
@@ -93,10 +93,10 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Entry>> {
 }
 
 fn entry(path: &Path, name: String, value: &Value) -> Result<Entry> {
-    let bad = |what: &str, expected: &str, got: String| Error::BadTensor {
+    let bad = |what: &'static str, expected: &str, got: String| Error::BadTensor {
         path: path.to_path_buf(),
         tensor: name.clone(),
-        what: what.into(),
+        what,
         expected: expected.into(),
         got,
     };
@@ -132,10 +132,10 @@ fn entry(path: &Path, name: String, value: &Value) -> Result<Entry> {
 fn check_cover(path: &Path, entries: &[Entry], data_len: u64) -> Result<()> {
     let mut end = 0u64;
     for e in entries {
-        let bad = |what: &str, expected: String, got: String| Error::BadTensor {
+        let bad = |what: &'static str, expected: String, got: String| Error::BadTensor {
             path: path.to_path_buf(),
             tensor: e.name.clone(),
-            what: what.into(),
+            what,
             expected,
             got,
         };
@@ -177,7 +177,7 @@ fn check_cover(path: &Path, entries: &[Entry], data_len: u64) -> Result<()> {
     if end != data_len {
         return Err(Error::BadFile {
             path: path.to_path_buf(),
-            what: "data length".into(),
+            what: "data length",
             expected: format!("{end} bytes, the end of the last tensor"),
             got: format!("{data_len}"),
         });

@@ -99,7 +99,7 @@ impl Checkpoint {
             // memory-mapped reader.
             let mapped = unsafe { MmapedSafetensors::new(path) }.map_err(|e| Error::BadFile {
                 path: path.clone(),
-                what: "file".into(),
+                what: "file",
                 expected: "a safetensors file".into(),
                 got: e.to_string(),
             })?;
@@ -202,7 +202,7 @@ impl Checkpoint {
         let bytes = bytes.ok_or_else(|| Error::BadTensor {
             path: path.clone(),
             tensor: located.full_name.clone(),
-            what: "size".into(),
+            what: "size",
             expected: format!(
                 "{} bytes, as when the file was opened",
                 elements * located.dtype.size()

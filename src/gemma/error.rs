@@ -60,7 +60,7 @@ pub enum Error {
         /// The part of the computation.
         what: String,
         /// What candle said.
-        source: candle_core::Error,
+        source: Box<candle_core::Error>,
     },
 }
 

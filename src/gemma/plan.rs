@@ -129,35 +129,7 @@ impl ModelPlan {
             sliding: last_owner(LayerKind::Sliding),
             full: last_owner(LayerKind::Full),
         };
-        let mut slots = (0usize, 0usize);
-        let mut layers = Vec::with_capacity(config.num_hidden_layers);
-        for (index, &kind) in config.layer_types.iter().enumerate() {
-            let (slot, source) = match kind {
-                LayerKind::Sliding => (&mut slots.0, producers.sliding),
-                LayerKind::Full => (&mut slots.1, producers.full),
-            };
-            let kv = if index < first_shared {
-                *slot += 1;
-                KvRole::Own { slot: *slot - 1 }
-            } else {
-                let source = source.ok_or(Error::NoProducer {
-                    layer: index,
-                    kind: kind.hf_name(),
-                })?;
-                KvRole::Shared { source }
-            };
-            let double = config.use_double_wide_mlp && index >= first_shared;
-            let heads = config.heads(kind);
-            layers.push(LayerPlan {
-                index,
-                kind,
-                head_dim: heads.head_dim,
-                kv_heads: heads.kv_heads,
-                kv,
-                intermediate: config.intermediate_size * if double { 2 } else { 1 },
-                k_eq_v: config.attention_k_eq_v && kind == LayerKind::Full,
-            });
-        }
+        let layers = layer_plans(config, &producers)?;
         let geom = |kind| {
             let heads = config.heads(kind);
             HeadGeom {
@@ -300,6 +272,41 @@ impl ModelPlan {
             None => Ok(()),
         }
     }
+}
+
+/// What each layer is. Owners of a kind are numbered in layer order.
+fn layer_plans(config: &TextConfig, producers: &Producers) -> Result<Vec<LayerPlan>> {
+    let first_shared = config.first_shared();
+    let mut slots = (0usize, 0usize);
+    let mut layers = Vec::with_capacity(config.num_hidden_layers);
+    for (index, &kind) in config.layer_types.iter().enumerate() {
+        let (slot, source) = match kind {
+            LayerKind::Sliding => (&mut slots.0, producers.sliding),
+            LayerKind::Full => (&mut slots.1, producers.full),
+        };
+        let kv = if index < first_shared {
+            *slot += 1;
+            KvRole::Own { slot: *slot - 1 }
+        } else {
+            let source = source.ok_or(Error::NoProducer {
+                layer: index,
+                kind: kind.hf_name(),
+            })?;
+            KvRole::Shared { source }
+        };
+        let double = config.use_double_wide_mlp && index >= first_shared;
+        let heads = config.heads(kind);
+        layers.push(LayerPlan {
+            index,
+            kind,
+            head_dim: heads.head_dim,
+            kv_heads: heads.kv_heads,
+            kv,
+            intermediate: config.intermediate_size * if double { 2 } else { 1 },
+            k_eq_v: config.attention_k_eq_v && kind == LayerKind::Full,
+        });
+    }
+    Ok(layers)
 }
 
 #[cfg(test)]

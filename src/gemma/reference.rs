@@ -382,7 +382,7 @@ fn to_vec(h: &Tensor) -> Result<Vec<f32>> {
 fn compute(what: &'static str) -> impl Fn(candle_core::Error) -> Error {
     move |source| Error::Compute {
         what: what.to_string(),
-        source,
+        source: Box::new(source),
     }
 }
 
@@ -390,6 +390,6 @@ fn in_layer(layer: &LayerPlan) -> impl Fn(candle_core::Error) -> Error {
     let what = format!("layer {}", layer.index);
     move |source| Error::Compute {
         what: what.clone(),
-        source,
+        source: Box::new(source),
     }
 }

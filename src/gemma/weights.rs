@@ -24,7 +24,7 @@ pub(super) fn rows(view: &TensorView, start: usize, len: usize, shape: &[usize])
 pub(super) fn tensor(values: Vec<f32>, shape: &[usize], what: &str) -> Result<Tensor> {
     Tensor::from_vec(values, shape, &Device::Cpu).map_err(|source| Error::Compute {
         what: what.to_string(),
-        source,
+        source: Box::new(source),
     })
 }
 
