@@ -62,10 +62,16 @@ fn there_and_back_and_reproducible() {
     let report = unpack(&archive, &out, false, &NoProgress).unwrap();
     assert_same(&bundle, &out);
     assert_eq!(report.files, contents(&out).len());
-    assert!(matches!(unpack(&archive, &out, false, &NoProgress), Err(Error::Exists { .. })));
+    assert!(matches!(
+        unpack(&archive, &out, false, &NoProgress),
+        Err(Error::Exists { .. })
+    ));
     unpack(&archive, &out, true, &NoProgress).unwrap();
     assert_same(&bundle, &out);
-    assert!(matches!(pack(&bundle, &again, false, &NoProgress), Err(Error::Exists { .. })));
+    assert!(matches!(
+        pack(&bundle, &again, false, &NoProgress),
+        Err(Error::Exists { .. })
+    ));
     pack(&bundle, &again, true, &NoProgress).unwrap();
     assert_eq!(entries(dir.path()), ["again.zip", "b", "b.zip", "out"]);
 }
@@ -120,12 +126,24 @@ fn deflated_entries_are_fine_and_every_lie_is_found() {
     assert!(text.contains("listed"), "{text}");
     let text = change(&|e, _| drop(e.insert("more".into(), vec![1])));
     assert!(text.contains("listed"), "{text}");
-    for name in ["../escape", "/etc/escape", "a/../../escape", "a//b", "c:\\escape", "a\\..\\b", "./x", "nul\u{0}"] {
+    for name in [
+        "../escape",
+        "/etc/escape",
+        "a/../../escape",
+        "a//b",
+        "c:\\escape",
+        "a\\..\\b",
+        "./x",
+        "nul\u{0}",
+    ] {
         let text = change(&|e, m| {
             e.insert(name.into(), vec![1]);
             m["files"][name] = serde_json::json!({"bytes": 1, "sha256": files::hex(&[0; 32])});
         });
-        assert!(text.contains("plain relative path") || text.contains("listed"), "{name}: {text}");
+        assert!(
+            text.contains("plain relative path") || text.contains("listed"),
+            "{name}: {text}"
+        );
     }
     let text = change(&|_, m| m["format"] = 2.into());
     assert!(text.contains("format"), "{text}");
@@ -134,7 +152,10 @@ fn deflated_entries_are_fine_and_every_lie_is_found() {
     // Sound entries that do not make a bundle.
     let text = change(&|e, m| {
         let config = e.get_mut("model_config.json").unwrap();
-        *config = String::from_utf8(config.clone()).unwrap().replace("\"context_length\": 64", "\"context_length\": 65").into();
+        *config = String::from_utf8(config.clone())
+            .unwrap()
+            .replace("\"context_length\": 64", "\"context_length\": 65")
+            .into();
         m["files"]["model_config.json"]["sha256"] = {
             use sha2::Digest;
             files::hex(&sha2::Sha256::digest(&*config)).into()
@@ -154,7 +175,10 @@ fn damaged_bytes_never_pass_and_never_panic() {
         refused(&bad);
     }
     // Every 4 KB one bit: content, headers and directory.
-    for at in (0..good.len()).step_by(4099).chain(good.len() - 400..good.len()) {
+    for at in (0..good.len())
+        .step_by(4099)
+        .chain(good.len() - 400..good.len())
+    {
         let mut bytes = good.clone();
         bytes[at] ^= 0x10;
         fs::write(&bad, &bytes).unwrap();
@@ -166,7 +190,10 @@ fn damaged_bytes_never_pass_and_never_panic() {
         }
         assert!(!out.exists());
     }
-    assert!(matches!(refused(&dir.path().join("absent.zip")), Error::Missing { .. }));
+    assert!(matches!(
+        refused(&dir.path().join("absent.zip")),
+        Error::Missing { .. }
+    ));
 }
 
 #[test]
@@ -179,14 +206,16 @@ fn links_are_not_unpacked() {
     let options = SimpleFileOptions::default();
     for (name, bytes) in &good {
         if name == "hf_model/config.json" {
-            zip.add_symlink(name, String::from_utf8_lossy(bytes), options).unwrap();
+            zip.add_symlink(name, String::from_utf8_lossy(bytes), options)
+                .unwrap();
         } else {
             zip.start_file(name, options).unwrap();
             zip.write_all(bytes).unwrap();
         }
     }
     zip.start_file(MANIFEST, options).unwrap();
-    zip.write_all(&serde_json::to_vec(&manifest).unwrap()).unwrap();
+    zip.write_all(&serde_json::to_vec(&manifest).unwrap())
+        .unwrap();
     zip.finish().unwrap();
     assert!(refused(&made).to_string().contains("not a plain file"));
 }

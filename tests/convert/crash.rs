@@ -19,7 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Not a test of its own: the body of the child processes below.
 #[test]
 fn child() {
-    let Ok(out) = std::env::var(CHILD_OUT) else { return };
+    let Ok(out) = std::env::var(CHILD_OUT) else {
+        return;
+    };
     match run(&fixture(MODEL), RECIPE, Path::new(&out), &options()) {
         Ok(_) => {}
         Err(e) if e.fault() == Fault::Space => {
@@ -34,7 +36,10 @@ fn child() {
 fn spawn(out: &Path, setup: &str) -> Child {
     let binary = std::env::current_exe().unwrap();
     Command::new("sh")
-        .args(["-c", &format!("{setup} exec \"$0\" crash::child --exact --nocapture")])
+        .args([
+            "-c",
+            &format!("{setup} exec \"$0\" crash::child --exact --nocapture"),
+        ])
         .arg(binary)
         .env(CHILD_OUT, out)
         .stdout(Stdio::piped())
@@ -45,11 +50,14 @@ fn spawn(out: &Path, setup: &str) -> Child {
 
 fn journal(out: &Path) -> PathBuf {
     let name = out.file_name().unwrap().to_str().unwrap();
-    out.with_file_name(format!(".{name}.partial")).join("journal")
+    out.with_file_name(format!(".{name}.partial"))
+        .join("journal")
 }
 
 fn units(out: &Path) -> usize {
-    std::fs::read(journal(out)).map_or(0, |t| t.iter().filter(|b| **b == b'\n').count().saturating_sub(1))
+    std::fs::read(journal(out)).map_or(0, |t| {
+        t.iter().filter(|b| **b == b'\n').count().saturating_sub(1)
+    })
 }
 
 /// After a crash: nothing at the output, or all of it; and running again gives the reference's bytes. Returns how many
@@ -84,7 +92,10 @@ fn killed_after_every_unit() {
         child.wait().unwrap();
         kept.push(finishes(&out, &reference));
     }
-    assert!(kept.iter().any(|&k| k > 0 && k < 9), "no run was caught in the middle: {kept:?}");
+    assert!(
+        kept.iter().any(|&k| k > 0 && k < 9),
+        "no run was caught in the middle: {kept:?}"
+    );
 }
 
 #[test]
@@ -114,18 +125,29 @@ fn full_disk_at_many_sizes() {
     run(&fixture(MODEL), RECIPE, &reference, &options()).unwrap();
     let largest = contents(&reference).values().map(Vec::len).max().unwrap();
     let mut kept = Vec::new();
-    for (i, limit) in [0, 512, 4096, 40_000, largest / 2, largest - 512].into_iter().enumerate() {
+    for (i, limit) in [0, 512, 4096, 40_000, largest / 2, largest - 512]
+        .into_iter()
+        .enumerate()
+    {
         let out = dir.path().join(format!("b{i}"));
         // A limit on the size of any one file, in blocks of 512 bytes; the signal is ignored, so that write fails.
         let child = spawn(&out, &format!("trap '' XFSZ; ulimit -f {};", limit / 512));
         let output = child.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert_eq!(output.status.code(), Some(5), "{limit}: {text} {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(
+            output.status.code(),
+            Some(5),
+            "{limit}: {text} {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         assert!(text.contains(FULL), "{text}");
         assert!(!out.exists());
         kept.push(finishes(&out, &reference));
     }
-    assert!(kept.iter().any(|&k| k > 0), "finished parts are kept: {kept:?}");
+    assert!(
+        kept.iter().any(|&k| k > 0),
+        "finished parts are kept: {kept:?}"
+    );
 }
 
 #[test]
@@ -134,7 +156,10 @@ fn two_processes_on_one_output() {
     let out = dir.path().join("b");
     let lock = gemma_coreml::bundle::staging::Staging::lock(&out, false).unwrap();
     let error = run(&fixture(MODEL), RECIPE, &out, &options()).unwrap_err();
-    assert!(matches!(error, Error::Bundle(BundleError::Locked { .. })), "{error}");
+    assert!(
+        matches!(error, Error::Bundle(BundleError::Locked { .. })),
+        "{error}"
+    );
     let mut child = spawn(&out, "");
     assert_eq!(child.wait().unwrap().code(), Some(101));
     drop(lock);
@@ -146,7 +171,10 @@ fn two_processes_on_one_output() {
 fn other_recipe_or_context_starts_afresh() {
     let dir = tempfile::tempdir().unwrap();
     let (reference, out) = (dir.path().join("reference"), dir.path().join("b"));
-    let longer = Options { context: Some(96), ..options() };
+    let longer = Options {
+        context: Some(96),
+        ..options()
+    };
     run(&fixture(MODEL), RECIPE, &reference, &longer).unwrap();
     let mut child = spawn(&out, "");
     let start = Instant::now();
@@ -156,7 +184,16 @@ fn other_recipe_or_context_starts_afresh() {
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    let report = run(&fixture(MODEL), RECIPE, &out, &Options { force: out.exists(), ..longer }).unwrap();
+    let report = run(
+        &fixture(MODEL),
+        RECIPE,
+        &out,
+        &Options {
+            force: out.exists(),
+            ..longer
+        },
+    )
+    .unwrap();
     assert!(report.resumed.is_empty());
     assert_same(&out, &reference);
 }

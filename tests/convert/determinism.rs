@@ -4,18 +4,35 @@ use crate::helpers::*;
 use gemma_coreml::bundle::Bundle;
 use gemma_coreml::convert::Options;
 
-const FIXTURES: [&str; 5] = ["nano", "e4b-tiny", "e2b35-tiny", "dense-tiny", "textonly-tiny"];
+const FIXTURES: [&str; 5] = [
+    "nano",
+    "e4b-tiny",
+    "e2b35-tiny",
+    "dense-tiny",
+    "textonly-tiny",
+];
 
 #[test]
 fn one_and_two_threads_give_the_same_directory() {
-    for (fixture_name, recipe) in [("nano", "swa4-int4"), ("e2b35-tiny", "swa4-int4"), ("dense-tiny", "swa4-fp16")] {
+    for (fixture_name, recipe) in [
+        ("nano", "swa4-int4"),
+        ("e2b35-tiny", "swa4-int4"),
+        ("dense-tiny", "swa4-fp16"),
+    ] {
         let dir = tempfile::tempdir().unwrap();
         let (one, two) = (dir.path().join("one"), dir.path().join("two"));
-        let with = |threads| Options { threads: Some(threads), ..options() };
+        let with = |threads| Options {
+            threads: Some(threads),
+            ..options()
+        };
         run(&fixture(fixture_name), recipe, &one, &with(1)).unwrap();
         run(&fixture(fixture_name), recipe, &two, &with(2)).unwrap();
         assert_same(&one, &two);
-        assert_eq!(entries(dir.path()), ["one", "two"], "nothing is left beside the bundles");
+        assert_eq!(
+            entries(dir.path()),
+            ["one", "two"],
+            "nothing is left beside the bundles"
+        );
     }
 }
 
@@ -30,8 +47,14 @@ fn every_recipe_and_fixture_makes_a_bundle_that_opens() {
             let bundle = Bundle::open(&out).unwrap();
             assert_eq!(bundle.config().context_length, 64);
             assert_eq!(bundle.chunks().len(), 4);
-            assert_eq!(report.bytes, contents(&out).values().map(|b| b.len() as u64).sum::<u64>());
-            assert_eq!(report.files.keys().collect::<Vec<_>>(), contents(&out).keys().collect::<Vec<_>>());
+            assert_eq!(
+                report.bytes,
+                contents(&out).values().map(|b| b.len() as u64).sum::<u64>()
+            );
+            assert_eq!(
+                report.files.keys().collect::<Vec<_>>(),
+                contents(&out).keys().collect::<Vec<_>>()
+            );
             assert_eq!(bundle.provenance().tensors, report.tensors);
             let dense = bundle.config().per_layer_dim == 0;
             assert_eq!(dense, name == "dense-tiny");

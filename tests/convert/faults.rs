@@ -49,9 +49,17 @@ fn truncated_shard() {
     let path = model.join("model-00002-of-00003.safetensors");
     let bytes = fs::read(&path).unwrap();
     fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
-    assert!(refused(&model, &int4()).to_string().contains("model-00002-of-00003"));
+    assert!(
+        refused(&model, &int4())
+            .to_string()
+            .contains("model-00002-of-00003")
+    );
     fs::remove_file(&path).unwrap();
-    assert!(refused(&model, &int4()).to_string().contains("model-00002-of-00003"));
+    assert!(
+        refused(&model, &int4())
+            .to_string()
+            .contains("model-00002-of-00003")
+    );
 }
 
 #[test]
@@ -118,7 +126,10 @@ fn weight_beyond_fp16() {
 fn table_row_beyond_fp16_once_scaled() {
     // Within fp16 as it is, beyond it times sqrt(64).
     let text = refused_after(|f| f.set("embed_tokens.weight", 64 * 3 + 1, 2e4));
-    assert!(text.contains("embed_tokens.weight") && text.contains("row 3"), "{text}");
+    assert!(
+        text.contains("embed_tokens.weight") && text.contains("row 3"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -127,7 +138,10 @@ fn unknown_dtype() {
         let key = f.key(WEIGHT);
         f.header[&key]["dtype"] = json!("F8_E4M3");
     });
-    assert!(text.contains("F8_E4M3") || text.contains("model.safetensors"), "{text}");
+    assert!(
+        text.contains("F8_E4M3") || text.contains("model.safetensors"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -140,8 +154,16 @@ fn unreadable_config() {
         fs::write(&path, bad).unwrap();
         assert!(refused(&model, &int4()).to_string().contains("config.json"));
     }
-    fs::write(&path, text.replace("\"num_hidden_layers\"", "\"num_hidden_layer\"")).unwrap();
-    assert!(refused(&model, &int4()).to_string().contains("num_hidden_layers"));
+    fs::write(
+        &path,
+        text.replace("\"num_hidden_layers\"", "\"num_hidden_layer\""),
+    )
+    .unwrap();
+    assert!(
+        refused(&model, &int4())
+            .to_string()
+            .contains("num_hidden_layers")
+    );
     fs::remove_file(&path).unwrap();
     assert!(refused(&model, &int4()).to_string().contains("config.json"));
 }
@@ -153,7 +175,13 @@ fn tokenizer_files_are_required_before_work_begins() {
         let model = copy_model(MODEL, dir.path());
         fs::remove_file(model.join(file)).unwrap();
         let error = refused(&model, &int4());
-        assert!(matches!(error, Error::Checkpoint(CheckpointError::MissingFile { .. })), "{error}");
+        assert!(
+            matches!(
+                error,
+                Error::Checkpoint(CheckpointError::MissingFile { .. })
+            ),
+            "{error}"
+        );
         assert!(error.to_string().contains(file));
     }
 }
@@ -164,8 +192,13 @@ fn group_that_does_not_divide() {
     recipe.quantize.otherwise = None;
     recipe.quantize.default = "palette4-g48".parse().unwrap();
     let error = refused(&fixture(MODEL), &recipe);
-    let Error::DoesNotFit { tensor, shape, .. } = &error else { panic!("{error}") };
-    assert_eq!((tensor.as_str(), shape.as_slice()), ("layers.0.self_attn.q_proj.weight", [64, 64].as_slice()));
+    let Error::DoesNotFit { tensor, shape, .. } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(
+        (tensor.as_str(), shape.as_slice()),
+        ("layers.0.self_attn.q_proj.weight", [64, 64].as_slice())
+    );
     assert!(error.to_string().contains("hint"));
 
     recipe.quantize.otherwise = Some("palette4-tensor".parse().unwrap());
@@ -173,10 +206,17 @@ fn group_that_does_not_divide() {
     let report = run_recipe(&fixture(MODEL), &recipe, &dir.path().join("b"), &options()).unwrap();
     let record = report.tensors.iter().find(|t| t.tensor == *tensor).unwrap();
     assert_eq!(record.scheme, "palette4-tensor");
-    assert!(record.reason.starts_with("otherwise (palette4-g48"), "{}", record.reason);
+    assert!(
+        record.reason.starts_with("otherwise (palette4-g48"),
+        "{}",
+        record.reason
+    );
 
     recipe.quantize.otherwise = Some("int4-block7".parse().unwrap());
-    assert!(matches!(refused(&fixture(MODEL), &recipe), Error::DoesNotFit { .. }));
+    assert!(matches!(
+        refused(&fixture(MODEL), &recipe),
+        Error::DoesNotFit { .. }
+    ));
 }
 
 #[test]
@@ -185,15 +225,27 @@ fn rule_that_matches_nothing() {
     let rule = gemma_coreml::recipe::Rule::new("lm_head", "fp16".parse().unwrap()).unwrap();
     recipe.quantize.rules.push(rule);
     let error = refused(&fixture(MODEL), &recipe);
-    assert!(matches!(error, Error::Recipe(_)) && error.to_string().contains("lm_head"), "{error}");
+    assert!(
+        matches!(error, Error::Recipe(_)) && error.to_string().contains("lm_head"),
+        "{error}"
+    );
 }
 
 #[test]
 fn context_beyond_the_model() {
     let dir = tempfile::tempdir().unwrap();
     for context in [0, 1025] {
-        let options = Options { context: Some(context), ..options() };
-        let error = run(&fixture(MODEL), "swa4-int4", &dir.path().join("b"), &options).unwrap_err();
+        let options = Options {
+            context: Some(context),
+            ..options()
+        };
+        let error = run(
+            &fixture(MODEL),
+            "swa4-int4",
+            &dir.path().join("b"),
+            &options,
+        )
+        .unwrap_err();
         assert!(matches!(error, Error::Context { max: 1024, .. }), "{error}");
     }
     assert!(entries(dir.path()).is_empty());
@@ -202,13 +254,21 @@ fn context_beyond_the_model() {
 #[test]
 fn damage_found_late_leaves_nothing_that_looks_complete_and_does_not_stick() {
     let dir = tempfile::tempdir().unwrap();
-    let bad = damaged("e4b-tiny", dir.path(), |f| f.set("embed_tokens_per_layer.weight", 9, f32::NAN));
+    let bad = damaged("e4b-tiny", dir.path(), |f| {
+        f.set("embed_tokens_per_layer.weight", 9, f32::NAN)
+    });
     let (out, clean) = (dir.path().join("b"), dir.path().join("clean"));
     let error = run(&bad, "swa4-int4", &out, &options()).unwrap_err();
-    assert!(error.to_string().contains("embed_tokens_per_layer.weight"), "{error}");
+    assert!(
+        error.to_string().contains("embed_tokens_per_layer.weight"),
+        "{error}"
+    );
     assert!(!out.exists());
     let partial = dir.path().join(".b.partial");
-    assert!(partial.join("content/chunk4.mlpackage").exists(), "finished parts are kept");
+    assert!(
+        partial.join("content/chunk4.mlpackage").exists(),
+        "finished parts are kept"
+    );
     assert!(gemma_coreml::bundle::Bundle::open(&partial.join("content")).is_err());
     // The sound checkpoint has another fingerprint: nothing of the bad one is used.
     let report = run(&fixture("e4b-tiny"), "swa4-int4", &out, &options()).unwrap();
@@ -224,9 +284,15 @@ fn existing_output_is_replaced_only_when_asked() {
     let out = dir.path().join("b");
     run(&fixture(MODEL), "swa4-int4", &out, &options()).unwrap();
     let error = run(&fixture(MODEL), "swa4-fp16", &out, &options()).unwrap_err();
-    assert!(matches!(error, Error::Bundle(BundleError::Exists { .. })), "{error}");
+    assert!(
+        matches!(error, Error::Bundle(BundleError::Exists { .. })),
+        "{error}"
+    );
     let before = contents(&out);
-    let force = Options { force: true, ..options() };
+    let force = Options {
+        force: true,
+        ..options()
+    };
     run(&fixture(MODEL), "swa4-fp16", &out, &force).unwrap();
     assert_ne!(contents(&out), before);
     assert_eq!(entries(dir.path()), ["b"]);

@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 
 /// A checkpoint of `fixtures/`.
 pub fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fixtures")
+        .join(name)
 }
 
 /// Converts with a built-in recipe.
@@ -21,20 +23,31 @@ pub fn run(model: &Path, recipe: &str, out: &Path, options: &Options) -> Result<
 }
 
 /// Converts with any recipe.
-pub fn run_recipe(model: &Path, recipe: &Recipe, out: &Path, options: &Options) -> Result<Report, Error> {
+pub fn run_recipe(
+    model: &Path,
+    recipe: &Recipe,
+    out: &Path,
+    options: &Options,
+) -> Result<Report, Error> {
     let checkpoint = Checkpoint::open(model)?;
     convert(&checkpoint, recipe, out, options, &NoProgress)
 }
 
 /// Two threads and a small context, so that tests are quick.
 pub fn options() -> Options {
-    Options { threads: Some(2), context: Some(64), ..Options::default() }
+    Options {
+        threads: Some(2),
+        context: Some(64),
+        ..Options::default()
+    }
 }
 
 /// Every file below `dir` with its bytes.
 pub fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let list = gemma_coreml::bundle::files::list(dir).unwrap();
-    list.into_iter().map(|f| (f.clone(), fs::read(dir.join(&f)).unwrap())).collect()
+    list.into_iter()
+        .map(|f| (f.clone(), fs::read(dir.join(&f)).unwrap()))
+        .collect()
 }
 
 /// Asserts that two directories hold the same files, naming the first that differs.
@@ -81,7 +94,11 @@ impl Safetensors {
         let bytes = fs::read(path).unwrap();
         let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         let header = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
-        Self { header, data: bytes[8 + length..].to_vec(), path: path.to_path_buf() }
+        Self {
+            header,
+            data: bytes[8 + length..].to_vec(),
+            path: path.to_path_buf(),
+        }
     }
 
     pub fn write(&self) {
@@ -94,7 +111,11 @@ impl Safetensors {
 
     /// The header's key of a tensor whose name ends so.
     pub fn key(&self, suffix: &str) -> String {
-        self.header.keys().find(|k| k.ends_with(suffix)).unwrap().clone()
+        self.header
+            .keys()
+            .find(|k| k.ends_with(suffix))
+            .unwrap()
+            .clone()
     }
 
     /// Overwrites element `index` of a tensor, rounded to the tensor's format.

@@ -16,7 +16,10 @@ fn copy(from: &Path, to: &Path) {
 
 fn bundle(dir: &Path, name: &str, model: &str, context: usize) -> std::path::PathBuf {
     let out = dir.join(name);
-    let options = Options { context: Some(context), ..options() };
+    let options = Options {
+        context: Some(context),
+        ..options()
+    };
     run(&fixture(model), "swa4-int4", &out, &options).unwrap();
     out
 }
@@ -26,16 +29,27 @@ fn every_missing_or_cut_file_is_noticed() {
     let dir = tempfile::tempdir().unwrap();
     let good = bundle(dir.path(), "good", "e4b-tiny", 64);
     for (name, bytes) in contents(&good) {
-        let optional = ["hf_model/generation_config.json", "hf_model/chat_template.jinja"].contains(&name.as_str());
+        let optional = [
+            "hf_model/generation_config.json",
+            "hf_model/chat_template.jinja",
+        ]
+        .contains(&name.as_str());
         let file = good.join(&name);
         fs::remove_file(&file).unwrap();
         match Bundle::open(&good) {
             Ok(_) => assert!(optional, "{name} is not missed"),
-            Err(e) => assert!(e.to_string().contains(name.rsplit('/').next().unwrap()) || e.to_string().contains("mlpackage"), "{name}: {e}"),
+            Err(e) => assert!(
+                e.to_string().contains(name.rsplit('/').next().unwrap())
+                    || e.to_string().contains("mlpackage"),
+                "{name}: {e}"
+            ),
         }
         if !name.starts_with("hf_model") {
             fs::write(&file, &bytes[..bytes.len() - 2]).unwrap();
-            assert!(Bundle::open(&good).is_err(), "{name} cut short is not noticed");
+            assert!(
+                Bundle::open(&good).is_err(),
+                "{name} cut short is not noticed"
+            );
         }
         fs::write(&file, &bytes).unwrap();
     }
@@ -56,16 +70,35 @@ fn chunks_of_another_conversion_are_noticed() {
             fs::remove_dir_all(mixed.path().join(&package)).unwrap();
             copy(&from.join(&package), &mixed.path().join(&package));
             let error = Bundle::open(mixed.path()).unwrap_err();
-            let Error::Feature { chunk: named, feature, .. } = &error else { panic!("{error}") };
+            let Error::Feature {
+                chunk: named,
+                feature,
+                ..
+            } = &error
+            else {
+                panic!("{error}")
+            };
             assert_eq!((named.as_str(), feature.as_str()), (chunk, what), "{error}");
         }
     }
     // Chunks in another order: chunk 2 has no per_layer_raw.
     let mixed = tempfile::tempdir().unwrap();
     copy(&good, mixed.path());
-    fs::rename(mixed.path().join("chunk1.mlpackage"), mixed.path().join("x")).unwrap();
-    fs::rename(mixed.path().join("chunk2.mlpackage"), mixed.path().join("chunk1.mlpackage")).unwrap();
-    fs::rename(mixed.path().join("x"), mixed.path().join("chunk2.mlpackage")).unwrap();
+    fs::rename(
+        mixed.path().join("chunk1.mlpackage"),
+        mixed.path().join("x"),
+    )
+    .unwrap();
+    fs::rename(
+        mixed.path().join("chunk2.mlpackage"),
+        mixed.path().join("chunk1.mlpackage"),
+    )
+    .unwrap();
+    fs::rename(
+        mixed.path().join("x"),
+        mixed.path().join("chunk2.mlpackage"),
+    )
+    .unwrap();
     let error = Bundle::open(mixed.path()).unwrap_err();
     assert!(error.to_string().contains("per_layer_raw"), "{error}");
 }
@@ -88,9 +121,21 @@ fn config_values_are_checked() {
         ("sliding_window", 17.into(), "causal_mask_sliding"),
         ("num_key_value_heads", 1.into(), "K_sliding_in"),
         ("head_dim", 32.into(), "cos_sliding.npy"),
-        ("layer_types", serde_json::json!(["full_attention"]), "layer_types"),
-        ("chunks", serde_json::json!(["chunk1", "../chunk2"]), "chunks"),
-        ("chunks", serde_json::json!(["chunk1", "chunk2", "chunk3"]), "token_id"),
+        (
+            "layer_types",
+            serde_json::json!(["full_attention"]),
+            "layer_types",
+        ),
+        (
+            "chunks",
+            serde_json::json!(["chunk1", "../chunk2"]),
+            "chunks",
+        ),
+        (
+            "chunks",
+            serde_json::json!(["chunk1", "chunk2", "chunk3"]),
+            "token_id",
+        ),
         ("num_kv_shared_layers", 12.into(), "num_kv_shared_layers"),
     ];
     for (key, bad, named) in cases {
@@ -107,7 +152,15 @@ fn config_values_are_checked() {
     }
     // The keys of the published runtime alone are enough.
     let mut published = value.clone();
-    for key in ["num_hidden_layers", "num_global_key_value_heads", "vocab_size_per_layer_input", "layout", "chunks", "table_format", "full_rope"] {
+    for key in [
+        "num_hidden_layers",
+        "num_global_key_value_heads",
+        "vocab_size_per_layer_input",
+        "layout",
+        "chunks",
+        "table_format",
+        "full_rope",
+    ] {
         published.as_object_mut().unwrap().remove(key).unwrap();
     }
     fs::write(&path, serde_json::to_vec(&published).unwrap()).unwrap();

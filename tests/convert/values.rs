@@ -12,11 +12,16 @@ use std::path::Path;
 /// Elements of an n-bit little-endian stream, one bit after the other.
 fn bits(bytes: &[u8], nbits: usize, count: usize) -> Vec<u8> {
     let bit = |i: usize| bytes[i / 8] >> (i % 8) & 1;
-    (0..count).map(|e| (0..nbits).map(|b| bit(e * nbits + b) << b).sum()).collect()
+    (0..count)
+        .map(|e| (0..nbits).map(|b| bit(e * nbits + b) << b).sum())
+        .collect()
 }
 
 fn halves(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+    bytes
+        .chunks(2)
+        .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
+        .collect()
 }
 
 fn argument<'a>(op: &'a ReadOp, name: &str) -> &'a ReadValue {
@@ -41,7 +46,11 @@ fn unpacked(op: &ReadOp) -> Vec<f32> {
             let group = count / lut_shape[0];
             let lut = halves(&lut.bytes());
             let indices = bits(&indices.bytes(), nbits, count);
-            indices.iter().enumerate().map(|(i, &x)| lut[i / group * entries + usize::from(x)]).collect()
+            indices
+                .iter()
+                .enumerate()
+                .map(|(i, &x)| lut[i / group * entries + usize::from(x)])
+                .collect()
         }
         "constexpr_blockwise_shift_scale" => {
             let (data, scale) = (argument(op, "data"), argument(op, "scale"));
@@ -50,8 +59,15 @@ fn unpacked(op: &ReadOp) -> Vec<f32> {
             assert_eq!(per_row % block, 0);
             let four = data.ty().dtype.name() == "int4";
             let codes = bits(&data.bytes(), if four { 4 } else { 8 }, count);
-            let value = |q: u8| if four { ((q << 4) as i8 >> 4) as f32 } else { f32::from(q as i8) };
-            let product = |(i, &q): (usize, &u8)| f16::from_f32(value(q) * scales[i / block]).to_f32();
+            let value = |q: u8| {
+                if four {
+                    ((q << 4) as i8 >> 4) as f32
+                } else {
+                    f32::from(q as i8)
+                }
+            };
+            let product =
+                |(i, &q): (usize, &u8)| f16::from_f32(value(q) * scales[i / block]).to_f32();
             codes.iter().enumerate().map(product).collect()
         }
         other => panic!("{other}"),
@@ -69,7 +85,10 @@ fn expected(values: &[f16], outputs: usize, scheme: &str) -> Vec<f32> {
                 let max = b.iter().fold(0f32, |m, w| m.max(w.abs()));
                 let scale = f16::from_f32(max / levels).to_f32();
                 b.iter().map(move |w| {
-                    let q = f16::from_f32(w / scale).to_f32().round_ties_even().clamp(-levels, levels);
+                    let q = f16::from_f32(w / scale)
+                        .to_f32()
+                        .round_ties_even()
+                        .clamp(-levels, levels);
                     f16::from_f32(q * scale).to_f32()
                 })
             })
@@ -84,7 +103,11 @@ fn expected(values: &[f16], outputs: usize, scheme: &str) -> Vec<f32> {
     if let Some(block) = scheme.strip_prefix("int4-block") {
         return integer(7.0, block.parse().unwrap());
     }
-    let (nbits, group) = scheme.strip_prefix("palette").unwrap().split_once('-').unwrap();
+    let (nbits, group) = scheme
+        .strip_prefix("palette")
+        .unwrap()
+        .split_once('-')
+        .unwrap();
     let group = match group {
         "tensor" => values.len(),
         g => g.strip_prefix('g').unwrap().parse::<usize>().unwrap() * inputs,
@@ -92,7 +115,14 @@ fn expected(values: &[f16], outputs: usize, scheme: &str) -> Vec<f32> {
     let (mut scratch, mut indices) = (Scratch::new(), vec![0; group]);
     let mut out = Vec::new();
     for group in values.chunks(group) {
-        let result = palettize_group(group, nbits.parse().unwrap(), None, &mut scratch, &mut indices).unwrap();
+        let result = palettize_group(
+            group,
+            nbits.parse().unwrap(),
+            None,
+            &mut scratch,
+            &mut indices,
+        )
+        .unwrap();
         let lut = result.lut.entries();
         out.extend(indices.iter().map(|&i| lut[usize::from(i)].to_f32()));
     }
@@ -102,7 +132,11 @@ fn expected(values: &[f16], outputs: usize, scheme: &str) -> Vec<f32> {
 fn op<'a>(package: &'a Package, tensor: &str) -> &'a ReadOp {
     let id = tensor.replace('.', "_");
     let function = &package.functions()[package.default_function()];
-    let found: Vec<&ReadOp> = function.ops.iter().filter(|op| op.outputs.iter().any(|(n, _)| *n == id)).collect();
+    let found: Vec<&ReadOp> = function
+        .ops
+        .iter()
+        .filter(|op| op.outputs.iter().any(|(n, _)| *n == id))
+        .collect();
     assert_eq!(found.len(), 1, "{tensor}");
     found[0]
 }
@@ -114,18 +148,34 @@ fn check_packages(fixture_name: &str, out: &Path) {
     let mut seen = 0;
     for chunk in bundle.chunks() {
         let file = format!("{}.mlpackage", chunk.name);
-        for record in bundle.provenance().tensors.iter().filter(|r| r.file == file) {
+        for record in bundle
+            .provenance()
+            .tensors
+            .iter()
+            .filter(|r| r.file == file)
+        {
             let shape = checkpoint.shape(&record.tensor).unwrap().to_vec();
             let view = checkpoint.tensor(&record.tensor, &shape).unwrap();
             let mut values = vec![f16::ZERO; view.len()];
             view.read_f16(0..view.len(), &mut values).unwrap();
             let got = unpacked(op(&chunk.package, &record.tensor));
             let want = expected(&values, shape[0], &record.scheme);
-            assert!(got == want, "{fixture_name} {} {}", record.tensor, record.scheme);
-            let worst = got.iter().zip(&values).map(|(g, w)| (g - w.to_f32()).abs()).fold(0f32, f32::max);
+            assert!(
+                got == want,
+                "{fixture_name} {} {}",
+                record.tensor,
+                record.scheme
+            );
+            let worst = got
+                .iter()
+                .zip(&values)
+                .map(|(g, w)| (g - w.to_f32()).abs())
+                .fold(0f32, f32::max);
             if record.scheme != "fp16" {
                 // The record is rounded to six digits.
-                assert!((f64::from(worst) - record.max_abs_error).abs() <= 1e-5 * record.max_abs_error);
+                assert!(
+                    (f64::from(worst) - record.max_abs_error).abs() <= 1e-5 * record.max_abs_error
+                );
             }
             seen += 1;
         }
@@ -156,14 +206,25 @@ fn int8_rows_are_the_published_formula() {
         let bundle = Bundle::open(&out).unwrap();
         let width = plan.layers.len() * plan.ple_dim;
         let tables = [
-            ("embed_tokens.weight", plan.vocab, plan.hidden, (plan.hidden as f64).sqrt() as f32),
-            ("embed_tokens_per_layer.weight", plan.ple_vocab, width, (plan.ple_dim as f64).sqrt() as f32),
+            (
+                "embed_tokens.weight",
+                plan.vocab,
+                plan.hidden,
+                (plan.hidden as f64).sqrt() as f32,
+            ),
+            (
+                "embed_tokens_per_layer.weight",
+                plan.ple_vocab,
+                width,
+                (plan.ple_dim as f64).sqrt() as f32,
+            ),
         ];
         for (i, (tensor, rows, dim, factor)) in tables.into_iter().enumerate() {
             let view = checkpoint.tensor(tensor, &[rows, dim]).unwrap();
             let (mut row, mut got) = (vec![0f32; dim], vec![0f32; dim]);
             for token in 0..rows {
-                view.read_f32(token * dim..(token + 1) * dim, &mut row).unwrap();
+                view.read_f32(token * dim..(token + 1) * dim, &mut row)
+                    .unwrap();
                 let max = row.iter().fold(0f32, |m, w| m.max(w.abs()));
                 let scale = f16::from_f32(max).max(f16::MIN_POSITIVE).to_f32();
                 let want: Vec<f32> = row
@@ -177,7 +238,11 @@ fn int8_rows_are_the_published_formula() {
                 }
                 assert!(got == want, "{name} {tensor} row {token}");
             }
-            assert!(bundle.embed_row(rows as u32, &mut vec![0.0; plan.hidden]).is_err());
+            assert!(
+                bundle
+                    .embed_row(rows as u32, &mut vec![0.0; plan.hidden])
+                    .is_err()
+            );
         }
     }
 }
@@ -197,17 +262,24 @@ fn other_table_formats_stay_within_their_step() {
         let checkpoint = Checkpoint::open(&fixture("e4b-tiny")).unwrap();
         let bundle = Bundle::open(&out).unwrap();
         let (rows, dim) = (bundle.embed_table().rows(), bundle.embed_table().dim());
-        let view = checkpoint.tensor("embed_tokens.weight", &[rows, dim]).unwrap();
+        let view = checkpoint
+            .tensor("embed_tokens.weight", &[rows, dim])
+            .unwrap();
         let (mut row, mut got) = (vec![0f32; dim], vec![0f32; dim]);
         for token in 0..rows {
-            view.read_f32(token * dim..(token + 1) * dim, &mut row).unwrap();
+            view.read_f32(token * dim..(token + 1) * dim, &mut row)
+                .unwrap();
             bundle.embed_row(token as u32, &mut got).unwrap();
             let max = row.iter().fold(0f32, |m, w| m.max(w.abs()));
             let factor = (dim as f32).sqrt();
             // Half a step, and one rounding to fp16 at the end.
             let allowed = factor * max * (0.5 / levels + 1.0 / 1024.0);
             for (g, w) in got.iter().zip(&row) {
-                assert!((g - w * factor).abs() <= allowed, "{scheme} {token}: {g} {}", w * factor);
+                assert!(
+                    (g - w * factor).abs() <= allowed,
+                    "{scheme} {token}: {g} {}",
+                    w * factor
+                );
             }
         }
     }
@@ -231,11 +303,19 @@ fn per_layer_files_and_rope_tables_are_the_checkpoint_s() {
         view.read_f32(0..view.len(), &mut values).unwrap();
         values
     };
-    let projection = read("per_layer_model_projection.weight", &[plan.layers.len() * plan.ple_dim, plan.hidden]);
-    let rounded: Vec<f32> = projection.iter().map(|w| f16::from_f32(*w).to_f32()).collect();
+    let projection = read(
+        "per_layer_model_projection.weight",
+        &[plan.layers.len() * plan.ple_dim, plan.hidden],
+    );
+    let rounded: Vec<f32> = projection
+        .iter()
+        .map(|w| f16::from_f32(*w).to_f32())
+        .collect();
     assert_eq!(halves(bundle.per_layer_projection().unwrap()), rounded);
-    let norm: Vec<u8> =
-        read("per_layer_projection_norm.weight", &[plan.ple_dim]).iter().flat_map(|w| w.to_le_bytes()).collect();
+    let norm: Vec<u8> = read("per_layer_projection_norm.weight", &[plan.ple_dim])
+        .iter()
+        .flat_map(|w| w.to_le_bytes())
+        .collect();
     assert_eq!(bundle.per_layer_norm().unwrap(), norm);
 
     let same = |table: &NpyTable, want: &[f32]| {
