@@ -68,7 +68,7 @@ pub enum Error {
         /// The chunk.
         chunk: String,
         /// The reader's reason.
-        source: crate::package::Error,
+        source: Box<crate::package::Error>,
     },
     /// A chunk's feature disagrees with the config or with another chunk.
     #[error("{chunk}.mlpackage: {feature}: expected {expected}, got {got}")]

@@ -85,7 +85,7 @@ impl Bundle {
             }
             let package = Package::open(&path).map_err(|source| Error::Package {
                 chunk: name.clone(),
-                source,
+                source: Box::new(source),
             })?;
             chunks.push(Chunk {
                 name: name.clone(),

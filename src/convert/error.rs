@@ -10,10 +10,10 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Error {
     /// The checkpoint cannot be read, or holds something it should not.
     #[error(transparent)]
-    Checkpoint(#[from] crate::checkpoint::Error),
+    Checkpoint(Box<crate::checkpoint::Error>),
     /// The checkpoint is not the model that its config describes.
     #[error(transparent)]
-    Model(crate::gemma::Error),
+    Model(Box<crate::gemma::Error>),
     /// The recipe is wrong, or a rule of it matches nothing.
     #[error(transparent)]
     Recipe(#[from] crate::recipe::Error),
@@ -29,7 +29,7 @@ pub enum Error {
         /// The package.
         package: String,
         /// The writer's reason.
-        source: crate::package::Error,
+        source: Box<crate::package::Error>,
     },
     /// A tensor cannot be quantized.
     #[error("tensor {tensor}, from element {start}: {source}")]
@@ -103,9 +103,15 @@ pub enum Error {
 impl From<crate::gemma::Error> for Error {
     fn from(e: crate::gemma::Error) -> Self {
         match e {
-            crate::gemma::Error::Checkpoint(e) => Self::Checkpoint(e),
-            other => Self::Model(other),
+            crate::gemma::Error::Checkpoint(e) => e.into(),
+            other => Self::Model(Box::new(other)),
         }
+    }
+}
+
+impl From<crate::checkpoint::Error> for Error {
+    fn from(e: crate::checkpoint::Error) -> Self {
+        Self::Checkpoint(Box::new(e))
     }
 }
 
@@ -126,7 +132,7 @@ impl Error {
         use crate::bundle::Error as B;
         match self {
             Self::Space { .. } | Self::Bundle(B::DiskFull { .. }) => Fault::Space,
-            Self::Package { source, .. } if disk_full(source) => Fault::Space,
+            Self::Package { source, .. } if disk_full(source.as_ref()) => Fault::Space,
             Self::Package { .. } | Self::Threads { .. } | Self::Bundle(B::Io { .. }) => {
                 Fault::Unexpected
             }

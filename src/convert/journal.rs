@@ -48,7 +48,7 @@ impl Journal {
             key: key.to_string(),
         };
         let mut lines = text.split_inclusive(|&b| b == b'\n');
-        match lines.next().and_then(|l| complete::<Head>(l)) {
+        match lines.next().and_then(complete::<Head>) {
             Some(found) if found == head => {}
             _ => return Ok(None),
         }

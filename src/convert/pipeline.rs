@@ -69,7 +69,7 @@ pub fn convert(
     };
     let pool = thread_pool(options.threads)?;
     match pool.install(|| build.run()) {
-        Ok((files, done, resumed)) => build.finish(files, done, resumed),
+        Ok(built) => build.finish(built),
         Err(e) => {
             build.give_up();
             Err(e)
@@ -91,11 +91,12 @@ fn thread_pool(threads: Option<usize>) -> Result<rayon::ThreadPool> {
 fn check_token_files(checkpoint: &Checkpoint) -> Result<()> {
     for file in layout::HF_REQUIRED {
         if !checkpoint.dir().join(file).is_file() {
-            return Err(Error::Checkpoint(crate::checkpoint::Error::MissingFile {
+            return Err(crate::checkpoint::Error::MissingFile {
                 dir: checkpoint.dir().to_path_buf(),
                 file: file.to_string(),
                 hint: "the device's tokenizer needs it; download the whole snapshot".to_string(),
-            }));
+            }
+            .into());
         }
     }
     Ok(())
@@ -110,6 +111,14 @@ enum Unit<'a> {
     TokenFiles,
 }
 
+/// A complete bundle, still in the staging directory.
+struct Built {
+    files: BTreeMap<String, FileRecord>,
+    done: Vec<Done>,
+    /// Units of an earlier run.
+    resumed: Vec<String>,
+}
+
 struct Build<'a> {
     job: Job<'a>,
     chunks: Vec<ResolvedChunk>,
@@ -120,7 +129,7 @@ struct Build<'a> {
 
 impl Build<'_> {
     /// Builds everything in the staging directory and checks it.
-    fn run(&mut self) -> Result<(BTreeMap<String, FileRecord>, Vec<Done>, Vec<String>)> {
+    fn run(&mut self) -> Result<Built> {
         let (checkpoint, progress) = (self.job.checkpoint, self.progress);
         let fingerprint = self
             .stages
@@ -152,7 +161,11 @@ impl Build<'_> {
         let names = chunks.iter().map(|c| c.spec.name.clone()).collect();
         let files = self.write_facts(&content, names, &fingerprint, &done)?;
         self.stages.time("check", || Bundle::open(&content))?;
-        Ok((files, done, resumed))
+        Ok(Built {
+            files,
+            done,
+            resumed,
+        })
     }
 
     /// What decides the bytes, hashed. A journal with another key is of no use.
@@ -451,12 +464,12 @@ impl Build<'_> {
         Ok(files_written)
     }
 
-    fn finish(
-        self,
-        files: BTreeMap<String, FileRecord>,
-        done: Vec<Done>,
-        resumed: Vec<String>,
-    ) -> Result<Report> {
+    fn finish(self, built: Built) -> Result<Report> {
+        let Built {
+            files,
+            done,
+            resumed,
+        } = built;
         let output: PathBuf = self.staging.output().to_path_buf();
         self.staging.install()?;
         let all: Vec<&Done> = done.iter().collect();
@@ -497,5 +510,6 @@ fn package_error(package: String, source: crate::package::Error) -> Error {
             source,
         });
     }
+    let source = Box::new(source);
     Error::Package { package, source }
 }

@@ -120,7 +120,7 @@ fn resolved(package: &str, binding: &WeightBinding, chosen: (Scheme, String)) ->
     let storage = storage(binding, scheme);
     let package_error = |source| Error::Package {
         package: package.to_string(),
-        source,
+        source: Box::new(source),
     };
     let parts = storage.parts(&binding.konst).map_err(package_error)?;
     Ok(Resolved {

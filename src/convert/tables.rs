@@ -11,7 +11,7 @@ use crate::gemma::rope::{RopeSpec, inv_freq};
 use crate::progress::Progress;
 use crate::quantize::pack::pack_int4;
 use crate::quantize::table::{quantize_row_int4, quantize_row_int8};
-use crate::quantize::{ErrorStats, TableScheme};
+use crate::quantize::{ErrorStats, TableScheme, narrow};
 use half::f16;
 use rayon::prelude::*;
 use std::fs::File;
@@ -80,7 +80,10 @@ pub(super) fn write_table(
         let rows: Vec<Result<(f16, ErrorStats)>> = tile
             .par_chunks_mut(width)
             .enumerate()
-            .map(|(i, out)| write_row(&view, spec, first + i, out))
+            .map_init(
+                || vec![0f32; spec.dim],
+                |exact, (i, out)| write_row(&view, spec, first + i, exact, out),
+            )
             .collect();
         for row in rows {
             let (scale, stats) = row?;
@@ -100,54 +103,49 @@ pub(super) fn write_table(
     Ok(tensor_record(spec.tensor, &name, chosen, size, &total))
 }
 
-/// One row into its bytes; returns its scale (1 for fp16 rows) and error.
+/// One row into its bytes; returns its scale (1 for fp16 rows) and error. `exact` has room for the row.
 fn write_row(
     view: &TensorView<'_>,
     spec: &TableSpec,
     row: usize,
+    exact: &mut [f32],
     out: &mut [u8],
 ) -> Result<(f16, ErrorStats)> {
     let start = row * spec.dim;
-    let range = start..start + spec.dim;
-    let mut exact = vec![0f32; spec.dim];
-    view.read_f32(range.clone(), &mut exact)?;
+    view.read_f32(start..start + spec.dim, exact)?;
     let failed = |source| Error::Quantize {
         tensor: spec.tensor.to_string(),
         start,
         source,
     };
     let mut stats = ErrorStats::default();
-    let mut integers = vec![0i8; spec.dim];
     let scale = match spec.scheme {
         TableScheme::RowsInt8 => {
-            let scale = quantize_row_int8(&exact, &mut integers).map_err(failed)?;
-            for (o, q) in out.iter_mut().zip(&integers) {
-                *o = *q as u8;
-            }
-            add_row(&exact, &integers, scale.to_f64() / 127.0, &mut stats);
+            let integers: &mut [i8] = bytemuck::cast_slice_mut(out);
+            let scale = quantize_row_int8(exact, integers).map_err(failed)?;
+            add_row(exact, integers, scale.to_f64() / 127.0, &mut stats);
             scale
         }
         TableScheme::RowsInt4 => {
-            let scale = quantize_row_int4(&exact, &mut integers).map_err(failed)?;
+            let mut integers = vec![0i8; spec.dim];
+            let scale = quantize_row_int4(exact, &mut integers).map_err(failed)?;
             let mut packed = Vec::with_capacity(out.len());
             pack_int4(&integers, &mut packed).map_err(failed)?;
-            for (o, b) in out.iter_mut().zip(packed) {
-                *o = b;
-            }
-            add_row(&exact, &integers, scale.to_f64() / 7.0, &mut stats);
+            out.copy_from_slice(&packed);
+            add_row(exact, &integers, scale.to_f64() / 7.0, &mut stats);
             scale
         }
         TableScheme::RowsFp16 => {
             let mut stored = vec![f16::ZERO; spec.dim];
-            view.read_f16(range, &mut stored)?;
-            for ((o, w), s) in out.chunks_exact_mut(2).zip(&exact).zip(&stored) {
+            narrow(exact, &mut stored).map_err(failed)?;
+            for ((o, w), s) in out.chunks_exact_mut(2).zip(&*exact).zip(&stored) {
                 o.copy_from_slice(&s.to_le_bytes());
                 stats.add(f64::from(*w), s.to_f64(), 1);
             }
             f16::ONE
         }
     };
-    check_range(spec, row, &exact, scale)?;
+    check_range(spec, row, exact, scale)?;
     Ok((scale, stats))
 }
 

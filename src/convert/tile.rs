@@ -102,10 +102,6 @@ impl Job<'_> {
             .map(move |start| start..len.min(start.saturating_add(step)))
     }
 
-    fn write(&mut self, part: Part, bytes: &[u8]) -> std::io::Result<()> {
-        (self.sink)(part, bytes)
-    }
-
     fn fp16(&mut self) -> std::result::Result<ErrorStats, Stopped> {
         let mut total = ErrorStats::default();
         for tile in self.tiles(STRIP) {
@@ -185,7 +181,7 @@ impl Job<'_> {
             (self.sink)(Part::Data, bytes)?;
             self.progress.advance(tile.len() as u64);
         }
-        self.finish(packer, &luts)?;
+        self.finish(packer, Part::Lut, &luts)?;
         Ok(total)
     }
 
@@ -230,7 +226,7 @@ impl Job<'_> {
             total.merge(&result.stats);
             luts.extend_from_slice(result.lut.entries());
         }
-        self.finish(packer, &luts)?;
+        self.finish(packer, Part::Lut, &luts)?;
         Ok(total)
     }
 
@@ -242,7 +238,8 @@ impl Job<'_> {
         block: usize,
     ) -> std::result::Result<ErrorStats, Stopped> {
         let mut total = ErrorStats::default();
-        let mut scales: Vec<f16> = Vec::new();
+        let blocks = inputs / block.max(1);
+        let mut scales = vec![f16::ZERO; self.view.len() / block.max(1)];
         let mut packer = BitPacker::new(nbits).map_err(|e| self.failed(0, e))?;
         for tile in self.tiles(inputs) {
             self.read(&tile)?;
@@ -254,20 +251,21 @@ impl Job<'_> {
             } = &mut *self.buffers;
             codes.resize(tile.len(), 0);
             let view = self.view;
+            let first = tile.start / inputs;
+            let scales = &mut scales[first * blocks..(tile.end / inputs) * blocks];
             let rows = values
                 .par_chunks(inputs)
                 .zip(codes.par_chunks_mut(inputs))
+                .zip(scales.par_chunks_mut(blocks))
                 .enumerate();
-            let rows: Vec<Result<(Vec<f16>, ErrorStats)>> = rows
-                .map(|(i, (row, codes))| {
-                    linear_row(row, nbits, block, codes)
+            let rows: Vec<Result<ErrorStats>> = rows
+                .map(|(i, ((row, codes), scales))| {
+                    linear_row(row, nbits, block, codes, scales)
                         .map_err(|e| failed(view, tile.start + i * inputs, e))
                 })
                 .collect();
-            for row in rows {
-                let (row_scales, stats) = row?;
-                total.merge(&stats);
-                scales.extend(row_scales);
+            for stats in rows {
+                total.merge(&stats?);
             }
             bytes.clear();
             packer
@@ -276,29 +274,20 @@ impl Job<'_> {
             (self.sink)(Part::Data, bytes)?;
             self.progress.advance(tile.len() as u64);
         }
+        self.finish(packer, Part::Scale, &scales)?;
+        Ok(total)
+    }
+
+    /// The last bits of the data, then its look-up tables or scales.
+    fn finish(&mut self, mut packer: BitPacker, part: Part, values: &[f16]) -> std::io::Result<()> {
         let bytes = &mut self.buffers.bytes;
         bytes.clear();
         packer.finish(bytes);
         if !bytes.is_empty() {
             (self.sink)(Part::Data, bytes)?;
         }
-        little_endian(&scales, bytes);
-        (self.sink)(Part::Scale, bytes)?;
-        Ok(total)
-    }
-
-    /// The last bits of the indices, then the look-up tables.
-    fn finish(&mut self, mut packer: BitPacker, luts: &[f16]) -> std::io::Result<()> {
-        let mut bytes = std::mem::take(&mut self.buffers.bytes);
-        bytes.clear();
-        packer.finish(&mut bytes);
-        if !bytes.is_empty() {
-            self.write(Part::Data, &bytes)?;
-        }
-        little_endian(luts, &mut bytes);
-        self.write(Part::Lut, &bytes)?;
-        self.buffers.bytes = bytes;
-        Ok(())
+        little_endian(values, bytes);
+        (self.sink)(part, bytes)
     }
 
     /// Reads a tile into `values` on all threads.
@@ -339,32 +328,28 @@ fn within(group: &std::ops::Range<usize>) -> impl Iterator<Item = std::ops::Rang
         .map(move |start| start..end.min(start + TILE))
 }
 
-/// One output channel to integers; int4 as two's complement nibbles, one per byte.
+/// One output channel to integers and scales; int4 as two's complement nibbles, one per byte.
 fn linear_row(
     row: &[f16],
     nbits: u8,
     block: usize,
     codes: &mut [u8],
-) -> crate::quantize::Result<(Vec<f16>, ErrorStats)> {
+    scales: &mut [f16],
+) -> crate::quantize::Result<ErrorStats> {
     let mut stats = ErrorStats::default();
-    let mut scales = Vec::with_capacity(row.len().div_ceil(block.max(1)));
-    let mut integers = vec![0i8; row.len()];
-    for (values, out) in row
-        .chunks(block.max(1))
-        .zip(integers.chunks_mut(block.max(1)))
-    {
-        let scale = match nbits {
+    let integers: &mut [i8] = bytemuck::cast_slice_mut(codes);
+    let blocks = row.chunks(block).zip(integers.chunks_mut(block));
+    for ((values, out), scale) in blocks.zip(scales) {
+        *scale = match nbits {
             8 => quantize_int8_channel(values, out)?,
             _ => quantize_int4_block(values, out)?,
         };
-        add_errors(values, out, scale, &mut stats);
-        scales.push(scale);
+        add_errors(values, out, *scale, &mut stats);
     }
-    let mask = if nbits == 8 { 0xff } else { 0x0f };
-    for (code, q) in codes.iter_mut().zip(&integers) {
-        *code = *q as u8 & mask;
+    if nbits < 8 {
+        codes.iter_mut().for_each(|code| *code &= 0x0f);
     }
-    Ok((scales, stats))
+    Ok(stats)
 }
 
 /// fp16 values as little-endian bytes, in place of what `bytes` held.

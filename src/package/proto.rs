@@ -1,7 +1,7 @@
 //! The protobuf messages, generated from `proto/`.
 
 /// `CoreML.Specification`.
-#[allow(missing_docs, clippy::large_enum_variant)]
+#[allow(missing_docs, clippy::enum_variant_names, clippy::large_enum_variant)]
 pub mod spec {
     include!(concat!(env!("OUT_DIR"), "/core_ml.specification.rs"));
 

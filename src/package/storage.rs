@@ -142,7 +142,9 @@ fn palette_parts(
     let mut shape = c.shape.clone();
     match (vector_axis, *vector) {
         (None, 1) => {}
-        (Some(axis), 2..) if axis < rank && shape[axis] % vector == 0 => shape[axis] /= vector,
+        (Some(axis), 2..) if axis < rank && shape[axis].is_multiple_of(*vector) => {
+            shape[axis] /= vector
+        }
         _ => {
             return bad(format!(
                 "vectors of {vector} along {vector_axis:?} do not fit {}",
@@ -150,7 +152,7 @@ fn palette_parts(
             ));
         }
     }
-    if let Some(i) = (0..rank).find(|&i| groups[i] == 0 || shape[i] % groups[i] != 0) {
+    if let Some(i) = (0..rank).find(|&i| !shape[i].is_multiple_of(groups[i])) {
         return bad(format!(
             "{} groups do not divide {} (dimension {i} of the indices)",
             groups[i], shape[i]

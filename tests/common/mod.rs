@@ -2,6 +2,7 @@
 #![allow(dead_code, unused_imports)]
 
 pub mod coremltools;
+pub mod every_op;
 pub mod source;
 
 pub use coremltools::*;

@@ -175,13 +175,10 @@ fn tokenizer_files_are_required_before_work_begins() {
         let model = copy_model(MODEL, dir.path());
         fs::remove_file(model.join(file)).unwrap();
         let error = refused(&model, &int4());
-        assert!(
-            matches!(
-                error,
-                Error::Checkpoint(CheckpointError::MissingFile { .. })
-            ),
-            "{error}"
-        );
+        let Error::Checkpoint(cause) = &error else {
+            panic!("{error}")
+        };
+        assert!(matches!(**cause, CheckpointError::MissingFile { .. }));
         assert!(error.to_string().contains(file));
     }
 }

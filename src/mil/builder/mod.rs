@@ -472,3 +472,6 @@ pub fn check_feature(what: &'static str, name: &str, ty: &TensorType) -> Result<
         allowed,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -277,15 +277,13 @@ impl Reader<'_> {
         outputs: &[(String, TensorType)],
     ) -> Result<()> {
         // Values in place, kept alive for the arguments that borrow them.
-        let inline: Vec<Vec<Option<(TensorType, Option<Immediate>)>>> = inputs
+        let in_place = |binding: &Binding| match binding {
+            Binding::Value(value) => Some((value.ty(), value.attribute())),
+            Binding::Name(_) => None,
+        };
+        let inline: Vec<Vec<_>> = inputs
             .iter()
-            .map(|(_, bindings)| {
-                let read = bindings.iter().map(|binding| match binding {
-                    Binding::Value(value) => Some((value.ty(), value.attribute())),
-                    Binding::Name(_) => None,
-                });
-                read.collect()
-            })
+            .map(|(_, bindings)| bindings.iter().map(in_place).collect())
             .collect();
         let mut args = Vec::with_capacity(inputs.len());
         for ((arg, bindings), inline) in inputs.iter().zip(&inline) {

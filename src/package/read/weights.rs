@@ -196,7 +196,7 @@ fn check_header(header: &BlobHeader, at: u64) -> std::result::Result<(), String>
                 && header
                     .bytes
                     .checked_mul(8)
-                    .is_some_and(|all| (all - padding) % bits == 0)
+                    .is_some_and(|all| (all - padding).is_multiple_of(bits))
         }
         _ => padding == 0 && (header.bytes.is_multiple_of(bits / 8)),
     };

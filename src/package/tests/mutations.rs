@@ -469,7 +469,8 @@ fn blob_dtype() {
 fn blob_size() {
     refused_weights(192 + 8, &[30], &["at byte 320", "not zero"]);
     refused_weights(448 + 8, &[255], &["pass the end"]);
-    refused_weights(448 + 8, &[0xff; 8], &["pass the end"]);
+    refused_weights(448 + 8, &[0xff; 8], &["18446744073709551615 bytes"]);
+    refused_weights(448 + 8, &[0, 0, 0, 0, 0, 0, 0, 0x10], &["pass the end"]);
     refused_weights(448 + 8, &[0], &["empty"]);
 }
 
