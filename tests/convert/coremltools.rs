@@ -39,7 +39,10 @@ fn compare_weights(package: &Path, dump: &Path) -> usize {
         };
         let Ok(tensor) = theirs.tensor(&format!("{}/{name}", package.default_function())) else {
             let kind = op.op_type.name();
-            assert!(!kind.starts_with("constexpr_"), "{name}: coremltools gave no values");
+            assert!(
+                !kind.starts_with("constexpr_"),
+                "{name}: coremltools gave no values"
+            );
             continue;
         };
         assert_eq!(tensor.shape(), ty.shape, "{name}");
@@ -49,7 +52,10 @@ fn compare_weights(package: &Path, dump: &Path) -> usize {
             .chunks_exact(2)
             .zip(&ours)
             .all(|(b, w)| f16::from_le_bytes([b[0], b[1]]).to_f32().to_bits() == w.to_bits());
-        assert!(same && tensor.data().len() == 2 * ours.len(), "{name} differs");
+        assert!(
+            same && tensor.data().len() == 2 * ours.len(),
+            "{name} differs"
+        );
         compared += 1;
     }
     assert_eq!(compared, theirs.len(), "{}", dump.display());
