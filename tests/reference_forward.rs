@@ -1,8 +1,11 @@
 //! The f32 forward against the outputs of transformers that every fixture carries.
 
+mod snapshots;
+
 use std::path::{Path, PathBuf};
 
-use gemma_coreml::checkpoint::Checkpoint;
+use gemma_coreml::checkpoint::{self, Checkpoint};
+use gemma_coreml::gemma::Error;
 use gemma_coreml::gemma::reference::{Keep, Reference, Table, checkpoint_row};
 use half::f16;
 use safetensors::SafeTensors;
@@ -284,5 +287,55 @@ fn greedy_decoding_follows_transformers() {
             }
             assert_eq!(generated, case.generated, "{}", dir.display());
         }
+    }
+}
+
+#[test]
+fn inputs_that_cannot_be_run_are_errors() {
+    let checkpoint = Checkpoint::open(&snapshots::fixture("e4b-tiny")).expect("a fixture opens");
+    let model = Reference::load(&checkpoint).expect("a fixture loads");
+    let mut cache = model.cache();
+    let run = |ids: &[u32], cache: &mut _| model.forward(ids, cache, Keep::default()).map(|_| ());
+    assert!(matches!(run(&[], &mut cache), Err(Error::NoTokens)));
+    run(&[2, 110], &mut cache).expect("a forward pass");
+    let error = run(&[3, 256], &mut cache).expect_err("no such token");
+    let expected = matches!(
+        error,
+        Error::TokenId {
+            id: 256,
+            position: 3,
+            vocab: 256
+        }
+    );
+    assert!(expected && cache.position() == 2, "{error}");
+    let other = Checkpoint::open(&snapshots::fixture("e2b35-tiny")).expect("a fixture opens");
+    let mut wrong = Reference::load(&other).expect("a fixture loads").cache();
+    assert!(matches!(
+        run(&[2], &mut wrong),
+        Err(Error::WrongCache {
+            expected: 12,
+            got: 35
+        })
+    ));
+}
+
+/// Both where the layers stay in memory and where they are read on every pass.
+#[test]
+fn a_nan_weight_stops_the_reference() {
+    const TENSOR: &str = "layers.3.mlp.down_proj.weight";
+    let dir = snapshots::edited(|t| {
+        let nan = half::bf16::NAN.to_le_bytes();
+        snapshots::find(t, TENSOR).bytes[2 * 70..2 * 71].copy_from_slice(&nan);
+    });
+    let checkpoint = Checkpoint::open(dir.path()).expect("headers are fine");
+    let streamed = Reference::with_budget(&checkpoint, 0).expect("nothing read yet");
+    let late = streamed
+        .forward(&[2], &mut streamed.cache(), Keep::default())
+        .map(|_| ());
+    for error in [Reference::load(&checkpoint).map(|_| ()), late] {
+        let error = error.expect_err("a NaN");
+        let named = matches!(&error, Error::Checkpoint(checkpoint::Error::NotFinite { tensor, index: 70, .. })
+            if tensor == TENSOR);
+        assert!(named, "{error}");
     }
 }
