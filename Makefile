@@ -14,7 +14,7 @@ demo: build
 	rm -rf $(OUT) && mkdir -p $(OUT)
 	target/release/gemma-coreml convert fixtures/nano -o $(OUT)/nano-int4
 	target/release/gemma-coreml inspect $(OUT)/nano-int4
-	target/release/gemma-coreml decode $(OUT)/nano-int4 -p "Once upon a time" -n 96
+	target/release/gemma-coreml decode $(OUT)/nano-int4 -p "Once there was a girl named Zoe." -n 120
 	target/release/gemma-coreml convert fixtures/nano -r swa4-fp16 -o $(OUT)/nano-fp16
 	target/release/gemma-coreml parity $(OUT)/nano-fp16 --reference fixtures/nano/reference.safetensors --exact-tables fixtures/nano
 	target/release/gemma-coreml parity $(OUT)/nano-int4 --reference fixtures/nano/reference.safetensors --no-gate

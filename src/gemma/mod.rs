@@ -1,7 +1,7 @@
 //! What Gemma 4 is: layer plan, KV roles, head geometry, rotary embedding, and the f32 reference forward.
 //!
 //! [`ModelPlan`] turns a [`TextConfig`](crate::checkpoint::TextConfig) into what every layer is and which tensors it needs.
-//! [`rope`] makes the rotary tables. [`reference`] runs the decoder in f32 through candle, and is the reference for
+//! [`rope`] makes the rotary tables. [mod@reference] runs the decoder in f32 through candle, and is the reference for
 //! checkpoints without transformers output.
 
 mod error;
