@@ -179,20 +179,24 @@ fn write_archive(
 /// prints to stderr when that fails too.
 struct Fused<W> {
     inner: W,
-    /// Where a write would go once `inner` has failed.
-    blown: Option<u64>,
+    blown: bool,
+    /// Where the next byte goes, or would go.
+    position: u64,
 }
 
 impl<W> Fused<W> {
+    /// `inner` must stand at its beginning.
     fn new(inner: W) -> Self {
-        Self { inner, blown: None }
+        Self {
+            inner,
+            blown: false,
+            position: 0,
+        }
     }
 
     fn watch<T>(&mut self, result: std::io::Result<T>) -> std::io::Result<T> {
-        if let Err(e) = &result
-            && e.kind() != std::io::ErrorKind::Interrupted
-        {
-            self.blown = Some(0);
+        if let Err(e) = &result {
+            self.blown |= e.kind() != std::io::ErrorKind::Interrupted;
         }
         result
     }
@@ -200,16 +204,19 @@ impl<W> Fused<W> {
 
 impl<W: Write> Write for Fused<W> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if let Some(position) = &mut self.blown {
-            *position = position.saturating_add(bytes.len() as u64);
-            return Ok(bytes.len());
-        }
-        let result = self.inner.write(bytes);
-        self.watch(result)
+        let n = match self.blown {
+            true => bytes.len(),
+            false => {
+                let result = self.inner.write(bytes);
+                self.watch(result)?
+            }
+        };
+        self.position = self.position.saturating_add(n as u64);
+        Ok(n)
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
-        if self.blown.is_some() {
+        if self.blown {
             return Ok(());
         }
         let result = self.inner.flush();
@@ -219,15 +226,17 @@ impl<W: Write> Write for Fused<W> {
 
 impl<W: Seek> Seek for Fused<W> {
     fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
-        if let Some(position) = &mut self.blown {
-            *position = match to {
-                SeekFrom::Start(n) => n,
-                SeekFrom::Current(n) | SeekFrom::End(n) => position.saturating_add_signed(n),
-            };
-            return Ok(*position);
-        }
-        let result = self.inner.seek(to);
-        self.watch(result)
+        self.position = match (self.blown, to) {
+            (true, SeekFrom::Start(n)) => n,
+            (true, SeekFrom::Current(n) | SeekFrom::End(n)) => {
+                self.position.saturating_add_signed(n)
+            }
+            (false, _) => {
+                let result = self.inner.seek(to);
+                self.watch(result)?
+            }
+        };
+        Ok(self.position)
     }
 }
 
