@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -11,6 +11,9 @@ use std::thread::JoinHandle;
 use gemma_coreml::checkpoint::{Checkpoint, Error, HubOptions, resolve_with};
 use gemma_coreml::progress::{NoProgress, Progress};
 use tempfile::TempDir;
+
+#[path = "common/fixtures.rs"]
+mod fixtures;
 
 const REPO: &str = "some-org/Gemma_4.test";
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -50,11 +53,8 @@ struct Hub {
 impl Hub {
     /// A hub with the files of a fixture, and some that are not wanted.
     fn start(fixture: &str) -> Self {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("fixtures")
-            .join(fixture);
         let mut files = BTreeMap::new();
-        for entry in std::fs::read_dir(dir).expect("a fixture") {
+        for entry in std::fs::read_dir(fixtures::fixture(fixture)).expect("a fixture") {
             let path = entry.expect("a file").path();
             let name = path
                 .file_name()
