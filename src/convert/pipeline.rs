@@ -59,6 +59,7 @@ pub fn convert(
         context,
         model_id,
     };
+    let pool = thread_pool(options.threads)?;
     let staging = Staging::lock(out, options.force)?;
     let mut build = Build {
         job,
@@ -67,7 +68,6 @@ pub fn convert(
         progress,
         stages: Stages::default(),
     };
-    let pool = thread_pool(options.threads)?;
     match pool.install(|| build.run()) {
         Ok(built) => build.finish(built),
         Err(e) => {
