@@ -567,3 +567,35 @@ fn a_directory_is_itself() {
     assert_eq!(hub.resolve(&path).expect("a directory"), dir.path());
     assert!(hub.requests().is_empty());
 }
+
+/// The program itself, told of the hub by the environment alone.
+#[test]
+fn the_program_converts_a_hub_id_from_hf_endpoint() {
+    let hub = Hub::start("dense-tiny");
+    let out = hub.cache.path().join("bundle");
+    let run = || {
+        std::process::Command::new(env!("CARGO_BIN_EXE_gemma-coreml"))
+            .args(["convert", REPO, "--context", "64", "--threads", "1", "-o"])
+            .arg(&out)
+            .env("HF_ENDPOINT", format!("http://{}", hub.address))
+            .env("HF_HOME", hub.cache.path())
+            .env_remove("HF_HUB_CACHE")
+            .env_remove("HF_HUB_OFFLINE")
+            .env_remove("HF_TOKEN")
+            .output()
+            .expect("the program runs")
+    };
+    hub.fail(Fault::Cut(1000), 100);
+    let cut = run();
+    assert!(!cut.status.success());
+    assert!(String::from_utf8_lossy(&cut.stderr).contains("hint: "));
+    assert!(!out.exists() && hub.part().is_some());
+    hub.fail(Fault::None, 0);
+    let whole = run();
+    assert!(
+        whole.status.success(),
+        "{}",
+        String::from_utf8_lossy(&whole.stderr)
+    );
+    gemma_coreml::bundle::Bundle::open(&out).expect("a complete bundle");
+}
