@@ -1,9 +1,11 @@
 //! The program as its users run it: verbs, exit codes, stdout and stderr.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::sync::OnceLock;
+mod program;
 
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use program::*;
 use serde_json::Value;
 
 const VERBS: [&str; 9] = [
@@ -17,103 +19,6 @@ const VERBS: [&str; 9] = [
     "recipes",
     "completions",
 ];
-
-/// Exit codes that the help of the program lists.
-const USAGE: i32 = 2;
-const INVALID: i32 = 3;
-const GATE: i32 = 4;
-const INTERRUPTED: i32 = 130;
-
-fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gemma-coreml"));
-    command.stdin(Stdio::null());
-    command
-}
-
-fn run(args: &[&str]) -> Output {
-    program().args(args).output().unwrap()
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-/// Runs, expects success, gives stdout. stderr must have no escape codes: it is no terminal.
-fn good(args: &[&str]) -> String {
-    let output = run(args);
-    assert!(
-        output.status.success(),
-        "{args:?}: {}\n{}",
-        output.status,
-        stderr(&output)
-    );
-    for text in [stdout(&output), stderr(&output)] {
-        assert!(!text.contains('\x1b') && !text.contains('\r'), "{args:?}");
-    }
-    stdout(&output)
-}
-
-fn json(args: &[&str]) -> Value {
-    let text = good(args);
-    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{args:?}: {e}: {text}"))
-}
-
-/// Runs, expects this exit code and nothing on stdout, gives stderr.
-fn bad(args: &[&str], code: i32) -> String {
-    let output = run(args);
-    assert_eq!(
-        output.status.code(),
-        Some(code),
-        "{args:?}: {}",
-        stderr(&output)
-    );
-    assert_eq!(stdout(&output), "", "{args:?}");
-    stderr(&output)
-}
-
-fn path(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("fixtures")
-        .join(name)
-}
-
-/// A bundle of nano that several tests read.
-fn bundle() -> &'static Path {
-    static BUNDLE: OnceLock<PathBuf> = OnceLock::new();
-    BUNDLE.get_or_init(|| {
-        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cli-bundle");
-        let nano = fixture("nano");
-        let args = [
-            "convert",
-            path(&nano),
-            "-o",
-            path(&out),
-            "--context",
-            "192",
-            "--force",
-            "-q",
-        ];
-        let output = run(&args);
-        assert!(output.status.success(), "{}", stderr(&output));
-        assert_eq!(stderr(&output), "");
-        let table = stdout(&output);
-        assert!(table.starts_with("recipe swa4-int4: "), "{table}");
-        assert!(
-            table.contains("palette4-g32") && table.contains("norm or scalar"),
-            "{table}"
-        );
-        assert!(table.contains("provenance.json"), "{table}");
-        out
-    })
-}
 
 #[test]
 fn every_verb_has_help_and_the_program_lists_them() {
@@ -138,6 +43,8 @@ fn usage_errors_exit_2() {
         &["nonsense"],
         &["convert", "x"],
         &["convert", "x", "-o", "y", "--context", "many"],
+        &["convert", "x", "-o", "y", "--context", "0"],
+        &["parity", "x", "--reference", "r", "--gate-mean", "nan"],
         &["decode", "x"],
         &["decode", "x", "--tokens", "1", "-p", "y"],
         &["decode", "x", "--tokens", "1,two"],

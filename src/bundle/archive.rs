@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufReader, BufWriter, Read, Write};
+use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use zip::result::ZipError;
 use zip::write::SimpleFileOptions;
@@ -48,7 +48,7 @@ pub struct ArchiveReport {
 }
 
 /// Packs the bundle in `dir` into the zip file `output`. The bundle is opened first and each file compared with its hash in
-/// provenance.json. An existing `output` is [`Error::Exists`] unless `replace`.
+/// provenance.json. An existing `output` is [`Error::Exists`] unless `replace`. Compiled models beside the packages are left out.
 pub fn pack(
     dir: &Path,
     output: &Path,
@@ -57,7 +57,8 @@ pub fn pack(
 ) -> Result<ArchiveReport> {
     let bundle = Bundle::open(dir)?;
     let known = &bundle.provenance().files;
-    let names = files::list(dir)?;
+    let mut names = files::list(dir)?;
+    names.retain(|name| !is_compiled(&bundle, name));
     for name in &names {
         if !known.contains_key(name) && name != layout::PROVENANCE {
             return Err(Error::Foreign {
@@ -71,12 +72,20 @@ pub fn pack(
             path: output.to_path_buf(),
         });
     }
-    let Some(partial) = files::partial_sibling(output) else {
-        return Err(Error::Foreign {
-            path: output.to_path_buf(),
-            reason: "not a name for a file",
-        });
+    let foreign = |reason| Error::Foreign {
+        path: output.to_path_buf(),
+        reason,
     };
+    let Some(partial) = files::partial_sibling(output) else {
+        return Err(foreign("not a name for a file"));
+    };
+    let absolute = |path: &Path| std::path::absolute(path).map_err(writing(path));
+    if absolute(output)?.starts_with(absolute(dir)?) {
+        return Err(foreign("inside the bundle that is to be packed"));
+    }
+    if let Some(parent) = output.parent().filter(|p| !p.as_os_str().is_empty()) {
+        fs::create_dir_all(parent).map_err(writing(parent))?;
+    }
     progress.begin("pack", known.values().map(|r| r.bytes).sum());
     let result = write_archive(dir, &names, known, &partial, progress);
     progress.end();
@@ -100,6 +109,14 @@ pub fn pack(
     }
 }
 
+/// Whether `name` belongs to a compiled chunk (`chunk1.mlmodelc/...`), which `compile` puts beside its package. Archives leave
+/// those out: they can be made again, and by another compiler they are other bytes.
+fn is_compiled(bundle: &Bundle, name: &str) -> bool {
+    let top = name.split('/').next().unwrap_or_default();
+    top.strip_suffix(".mlmodelc")
+        .is_some_and(|stem| bundle.chunks().iter().any(|c| c.name == stem))
+}
+
 fn write_archive(
     dir: &Path,
     names: &[String],
@@ -119,7 +136,7 @@ fn write_archive(
         });
     }
     file.set_len(0).map_err(writing(partial))?;
-    let mut zip = ZipWriter::new(BufWriter::with_capacity(COPY_BUFFER, file));
+    let mut zip = ZipWriter::new(Fused::new(BufWriter::with_capacity(COPY_BUFFER, file)));
     let mut manifest = Manifest {
         format: FORMAT,
         tool: tool(),
@@ -152,10 +169,75 @@ fn write_archive(
     zip.start_file(MANIFEST, options(text.len() as u64))
         .map_err(zip_writing(partial))?;
     zip.write_all(&text).map_err(writing(partial))?;
-    let mut out = zip.finish().map_err(zip_writing(partial))?;
+    let mut out = zip.finish().map_err(zip_writing(partial))?.inner;
     out.flush().map_err(writing(partial))?;
     out.get_ref().sync_all().map_err(writing(partial))?;
     Ok(manifest.files.values().map(|r| r.bytes).sum())
+}
+
+/// A writer that swallows everything after its first error: `ZipWriter` tries to finish an archive when it is dropped, and
+/// prints to stderr when that fails too.
+struct Fused<W> {
+    inner: W,
+    blown: bool,
+    /// Where the next byte goes, or would go.
+    position: u64,
+}
+
+impl<W> Fused<W> {
+    /// `inner` must stand at its beginning.
+    fn new(inner: W) -> Self {
+        Self {
+            inner,
+            blown: false,
+            position: 0,
+        }
+    }
+
+    fn watch<T>(&mut self, result: std::io::Result<T>) -> std::io::Result<T> {
+        if let Err(e) = &result {
+            self.blown |= e.kind() != std::io::ErrorKind::Interrupted;
+        }
+        result
+    }
+}
+
+impl<W: Write> Write for Fused<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let n = match self.blown {
+            true => bytes.len(),
+            false => {
+                let result = self.inner.write(bytes);
+                self.watch(result)?
+            }
+        };
+        self.position = self.position.saturating_add(n as u64);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        if self.blown {
+            return Ok(());
+        }
+        let result = self.inner.flush();
+        self.watch(result)
+    }
+}
+
+impl<W: Seek> Seek for Fused<W> {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        self.position = match (self.blown, to) {
+            (true, SeekFrom::Start(n)) => n,
+            (true, SeekFrom::Current(n) | SeekFrom::End(n)) => {
+                self.position.saturating_add_signed(n)
+            }
+            (false, _) => {
+                let result = self.inner.seek(to);
+                self.watch(result)?
+            }
+        };
+        Ok(self.position)
+    }
 }
 
 fn tool() -> String {
@@ -268,9 +350,10 @@ fn read_manifest(zip: &mut ZipArchive<BufReader<File>>, archive: &Path) -> Resul
     }
     if zip.len() != manifest.files.len() + 1 {
         let listed = manifest.files.len();
+        let (expected, got) = (listed + 1, zip.len());
         return bad(
             "archive",
-            format!("{listed} files listed, {} entries", zip.len()),
+            format!("entries: expected {expected} ({listed} files and their list), got {got}"),
         );
     }
     for name in manifest.files.keys() {

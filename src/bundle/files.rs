@@ -3,6 +3,7 @@
 use super::error::{Error, Result, at, writing};
 use super::provenance::FileRecord;
 use sha2::{Digest, Sha256};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -166,6 +167,8 @@ pub fn free_space(path: &Path) -> Option<u64> {
 
 /// The path beside `path` whose name is `.NAME.partial`.
 pub(crate) fn partial_sibling(path: &Path) -> Option<PathBuf> {
-    let name = path.file_name()?.to_str()?;
-    Some(path.with_file_name(format!(".{name}.partial")))
+    let mut name = OsString::from(".");
+    name.push(path.file_name()?);
+    name.push(".partial");
+    Some(path.with_file_name(name))
 }

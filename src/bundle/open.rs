@@ -74,6 +74,7 @@ impl Bundle {
             None
         };
         let provenance = Provenance::read(dir)?;
+        check_recorded(dir, &provenance)?;
         let mut chunks = Vec::with_capacity(config.chunks.len());
         for name in &config.chunks {
             let path = dir.join(layout::package_dir(name));
@@ -177,6 +178,16 @@ impl Bundle {
             }),
         }
     }
+}
+
+/// Every file that provenance.json lists must be there: without generation_config.json, say, decoding would go on, but past
+/// the stop tokens.
+fn check_recorded(dir: &Path, provenance: &Provenance) -> Result<()> {
+    for name in provenance.files.keys() {
+        let path = dir.join(name);
+        std::fs::metadata(&path).map_err(at(&path))?;
+    }
+    Ok(())
 }
 
 fn check_hf_dir(dir: &Path) -> Result<()> {

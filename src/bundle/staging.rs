@@ -237,6 +237,19 @@ mod tests {
         assert_eq!(entries(dir.path()), 1);
     }
 
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_name_that_is_not_utf8_is_a_name() {
+        use std::os::unix::ffi::OsStrExt;
+        let dir = tempfile::tempdir().unwrap();
+        let output = dir.path().join(std::ffi::OsStr::from_bytes(b"b\xff"));
+        let staging = Staging::lock(&output, false).unwrap();
+        fill(&staging, "one");
+        staging.install().unwrap();
+        assert_eq!(read(&output), "one");
+        assert_eq!(entries(dir.path()), 1);
+    }
+
     #[test]
     fn one_at_a_time() {
         let dir = tempfile::tempdir().unwrap();

@@ -9,10 +9,12 @@ use serde_json::{Value, json};
 use super::Threads;
 use super::console::{Console, human_bytes, table};
 use super::failure::{Code, Failure, OrFail, Result};
-use super::source::open_model;
+use super::recipes::load_recipe;
+use super::source::{hub_id, open_model};
+use crate::bundle;
 use crate::convert::{self, Fault, Options, Report, ResolvedChunk};
 use crate::gemma::ModelPlan;
-use crate::recipe::{DEFAULT, Recipe};
+use crate::recipe::DEFAULT;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -28,8 +30,8 @@ pub struct Args {
     output: PathBuf,
 
     /// Positions of the full-attention cache [default: the recipe's, or at most 2048]
-    #[arg(long, value_name = "N")]
-    context: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    context: Option<u32>,
 
     /// Replace a bundle that is there already
     #[arg(long)]
@@ -40,7 +42,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, console: &Console) -> Result<()> {
-    let recipe = Recipe::load(&args.recipe).or_invalid()?;
+    let recipe = load_recipe(&args.recipe)?;
     let checkpoint = open_model(&args.model, console)?;
     let plan = ModelPlan::new(checkpoint.config()).or_invalid()?;
     let chunks = convert::resolve(&plan, &recipe).map_err(failure)?;
@@ -48,12 +50,11 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         console.line(&format!("recipe {}: {}", recipe.name, recipe.description))?;
         console.print(&scheme_table(&chunks))?;
     }
-    let is_directory = std::path::Path::new(&args.model).is_dir();
     let options = Options {
         threads: (args.threads.threads > 0).then_some(args.threads.threads),
         force: args.force,
-        context: args.context,
-        model_id: (!is_directory).then(|| args.model.clone()),
+        context: args.context.map(|n| n as usize),
+        model_id: hub_id(&args.model),
     };
     let report =
         convert::convert(&checkpoint, &recipe, &args.output, &options, console).map_err(failure)?;
@@ -62,6 +63,13 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
 
 fn failure(error: convert::Error) -> Failure {
     let failure = Failure::from_error(Code::Invalid, &error);
+    let failure = match &error {
+        convert::Error::Bundle(bundle::Error::Exists { .. }) => {
+            failure.replace_hint("--force replaces a bundle; or choose another --output")
+        }
+        convert::Error::Context { .. } => failure.hint("give a --context in that range"),
+        _ => failure,
+    };
     match error.fault() {
         Fault::Input => failure,
         Fault::Space => failure.with_code(Code::Resources),

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -116,12 +116,32 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     Ok(())
 }
 
+/// Refuses before the work what could not be written after it.
+fn check_parent(path: &Path) -> Result<()> {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
+    match parent {
+        Some(parent) if !parent.is_dir() => Err(Failure::new(
+            Code::Invalid,
+            format!(
+                "{}: no directory {} to write it to",
+                path.display(),
+                parent.display()
+            ),
+        )
+        .hint("make the directory first")),
+        _ => Ok(()),
+    }
+}
+
 impl<'a> Session<'a> {
     fn open(args: &'a Args, console: &'a Console, bundle: &'a Arc<Bundle>) -> Result<Self> {
         let interactive = args.chat && args.prompt.is_none();
         if args.trace.is_some() && (interactive || args.max_new == 0) {
             let what = "--trace needs --prompt or --tokens, and at least one new token";
             return Err(Failure::new(Code::Usage, what));
+        }
+        if let Some(path) = &args.trace {
+            check_parent(path)?;
         }
         let sampler = Sampler::new(SamplingOptions {
             temperature: args.temperature,
@@ -310,7 +330,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn write_trace(&self, path: &std::path::Path, prompt: &[u32], generated: &[u32]) -> Result<()> {
+    fn write_trace(&self, path: &Path, prompt: &[u32], generated: &[u32]) -> Result<()> {
         let precision: Precision = self.args.precision.into();
         let threads = self.args.threads.threads;
         let mut model =

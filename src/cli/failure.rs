@@ -57,11 +57,15 @@ impl Failure {
         failure.hint = hint;
         let mut last = whole;
         let mut current = Some(error);
+        let mut kind = None;
         while let Some(e) = current {
             if let Some(io) = e.downcast_ref::<std::io::Error>()
                 && is_exhausted(io.kind())
             {
                 failure.code = Code::Resources;
+            }
+            if let Some(io) = e.downcast_ref::<std::io::Error>() {
+                kind = Some(io.kind());
             }
             let text = e.to_string();
             // Wrappers often repeat the text of what they wrap.
@@ -73,12 +77,21 @@ impl Failure {
             }
             current = e.source();
         }
-        failure
+        match kind.and_then(path_hint) {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
     }
 
     /// Sets the code.
     pub fn with_code(mut self, code: Code) -> Self {
         self.code = code;
+        self
+    }
+
+    /// Sets what to do, in the words of the command line where the library's do not fit.
+    pub fn replace_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
         self
     }
 
@@ -106,6 +119,16 @@ fn split_hint(text: &str) -> (&str, Option<String>) {
     match text.split_once("\nhint: ") {
         Some((message, hint)) => (message, Some(hint.to_string())),
         None => (text, None),
+    }
+}
+
+/// What to do about a path that the system refuses.
+fn path_hint(kind: ErrorKind) -> Option<&'static str> {
+    match kind {
+        ErrorKind::PermissionDenied => Some("check the permissions of the path"),
+        ErrorKind::ReadOnlyFilesystem => Some("choose a path on a disk that can be written"),
+        ErrorKind::NotADirectory => Some("a part of the path is a file: choose another path"),
+        _ => None,
     }
 }
 
@@ -165,6 +188,17 @@ mod tests {
         let error = Outer(std::io::Error::from(ErrorKind::StorageFull));
         let failure = Failure::from_error(Code::Invalid, &error);
         assert_eq!(failure.code, Code::Resources);
+    }
+
+    #[test]
+    fn a_refused_path_has_a_hint() {
+        let error = Outer(std::io::Error::from(ErrorKind::ReadOnlyFilesystem));
+        let failure = Failure::from_error(Code::Unexpected, &error);
+        assert!(
+            failure.render().contains("\nhint: "),
+            "{}",
+            failure.render()
+        );
     }
 
     #[derive(Debug, thiserror::Error)]

@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use super::console::{Console, human_bytes, table};
 use super::failure::{Code, Failure, OrFail, Result};
 use super::package_view as view;
+use super::recipes::load_recipe;
 use super::source::open_bundle;
 use crate::package::Package;
-use crate::recipe::Recipe;
 
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("what").args(["ops", "weights", "mil"])))]
@@ -79,7 +79,7 @@ fn name_of(path: &Path) -> String {
 }
 
 fn recipe(path: &Path, console: &Console) -> Result<()> {
-    let recipe = Recipe::load(&path.to_string_lossy()).or_invalid()?;
+    let recipe = load_recipe(&path.to_string_lossy())?;
     if console.json() {
         return console.json_value(&json!({
             "kind": "recipe", "name": recipe.name, "status": recipe.status,

@@ -1,6 +1,7 @@
-//! Ctrl-C: exit code 130. What is on disk stays: conversions and downloads go on from there.
+//! Signals. Ctrl-C: exit code 130. What is on disk stays: conversions and downloads go on from there.
 
-/// Makes SIGINT end the program with code 130.
+/// Makes SIGINT end the program with code 130, and a file size limit (`ulimit -f`) an error of the write that meets it, not
+/// a signal that ends the program.
 #[cfg(unix)]
 pub fn install() {
     extern "C" fn on_interrupt(_signal: libc::c_int) {
@@ -12,9 +13,11 @@ pub fn install() {
         }
     }
     let handler: extern "C" fn(libc::c_int) = on_interrupt;
-    // SAFETY: the handler calls async-signal-safe functions only and lives as long as the program.
+    // SAFETY: the handler calls async-signal-safe functions only and lives as long as the program; ignoring a signal has no
+    // preconditions.
     unsafe {
         libc::signal(libc::SIGINT, handler as libc::sighandler_t);
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }
 }
 

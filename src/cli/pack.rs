@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 
 use super::console::{Console, human_bytes};
-use super::failure::{OrFail, Result};
+use super::failure::{Code, Failure, Result};
+use super::source::check_place;
+use crate::bundle::Error;
 use crate::bundle::archive::{self, ArchiveReport};
 
 #[derive(Debug, clap::Args)]
 pub struct PackArgs {
-    /// The bundle
+    /// The bundle; compiled models in it stay out of the archive
     bundle: PathBuf,
 
     /// The archive to write; it must not exist
@@ -27,17 +29,31 @@ pub struct UnpackArgs {
 }
 
 pub fn pack(args: &PackArgs, console: &Console) -> Result<()> {
-    report(
-        &archive::pack(&args.bundle, &args.output, false, console).or_invalid()?,
-        console,
-    )
+    check_place(&args.bundle)?;
+    let packed = archive::pack(&args.bundle, &args.output, false, console);
+    report(&packed.map_err(failure)?, console)
 }
 
 pub fn unpack(args: &UnpackArgs, console: &Console) -> Result<()> {
-    report(
-        &archive::unpack(&args.archive, &args.output, false, console).or_invalid()?,
-        console,
-    )
+    let unpacked = archive::unpack(&args.archive, &args.output, false, console);
+    report(&unpacked.map_err(failure)?, console)
+}
+
+fn failure(error: Error) -> Failure {
+    let code = match error {
+        Error::Io { .. } => Code::Unexpected,
+        _ => Code::Invalid,
+    };
+    let failure = Failure::from_error(code, &error);
+    match error {
+        Error::Exists { .. } => failure.replace_hint("choose another --output, or remove it first"),
+        Error::Foreign { .. } => failure
+            .hint("an archive holds the files that provenance.json lists: keep others elsewhere"),
+        Error::Content { .. } => failure.hint("the file was changed or damaged: convert again"),
+        Error::Archive { .. } => failure.hint("fetch the archive again, or pack the bundle again"),
+        Error::DiskFull { .. } => failure.replace_hint("free some space, or choose another disk"),
+        _ => failure.hint("convert again, or unpack the bundle's archive again"),
+    }
 }
 
 fn report(report: &ArchiveReport, console: &Console) -> Result<()> {

@@ -77,11 +77,11 @@ pub struct Args {
     max_tokens: Option<usize>,
 
     /// Least mean cosine of logits and hidden states
-    #[arg(long, value_name = "C")]
+    #[arg(long, value_name = "C", value_parser = cosine)]
     gate_mean: Option<f64>,
 
     /// Least cosine of any step
-    #[arg(long, value_name = "C")]
+    #[arg(long, value_name = "C", value_parser = cosine)]
     gate_min: Option<f64>,
 
     /// Measure only
@@ -90,6 +90,14 @@ pub struct Args {
 
     #[command(flatten)]
     threads: Threads,
+}
+
+/// A limit for cosines. NaN would pass everything.
+fn cosine(text: &str) -> std::result::Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(c) if (-1.0..=1.0).contains(&c) => Ok(c),
+        _ => Err("expected a number from -1 to 1".into()),
+    }
 }
 
 #[derive(Serialize)]
@@ -141,7 +149,9 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     console.begin_steps("running the bundle", steps);
     for reference in &references {
         let run = follow(&mut with_tables, reference, &mut || console.advance(1)).or_invalid()?;
-        tables.add(reference, &run).or_invalid()?;
+        tables.add(reference, &run).or_invalid().map_err(|f| {
+            f.hint("the reference must be of the model that the bundle was made from")
+        })?;
         if let Some(model) = &mut with_exact {
             let ideal = follow(model, reference, &mut || console.advance(1)).or_invalid()?;
             exact.add(reference, &ideal).or_invalid()?;
@@ -177,7 +187,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     }
     let mut failure = Failure::new(Code::Gate, "the parity gate failed");
     failure.causes = report.failures;
-    Err(failure)
+    Err(failure.hint("--no-gate measures only; --gate-mean and --gate-min set other limits"))
 }
 
 fn warn_of(overflows: &[(String, Overflow)], console: &Console) {
@@ -226,7 +236,8 @@ fn references(args: &Args, console: &Console, bundle: &Arc<Bundle>) -> Result<Ve
         }
         return ReferenceFile::open(path)
             .and_then(|file| file.read_all())
-            .or_invalid();
+            .or_invalid()
+            .map_err(|f| f.hint("`decode --trace FILE` writes a reference file; a checkpoint directory is a reference too"));
     }
     let checkpoint = open_model(&args.reference, console)?;
     let prompts: Vec<String> = match args.prompt.is_empty() {

@@ -37,6 +37,15 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     }
 }
 
+/// A built-in recipe or the one in a file.
+pub fn load_recipe(name: &str) -> Result<Recipe> {
+    Recipe::load(name).or_invalid().map_err(|f| {
+        f.hint(
+            "`gemma-coreml recipes list` names the built-in ones, `recipes show NAME` prints one",
+        )
+    })
+}
+
 fn list(console: &Console) -> Result<()> {
     let recipes = Recipe::list().or_unexpected()?;
     if console.json() {
@@ -60,7 +69,7 @@ fn summary(recipe: &Recipe) -> serde_json::Value {
 }
 
 fn show(name: &str, console: &Console) -> Result<()> {
-    let recipe = Recipe::load(name).or_invalid()?;
+    let recipe = load_recipe(name)?;
     if console.json() {
         let mut value = summary(&recipe);
         value["toml"] = recipe.source.clone().into();
@@ -70,7 +79,7 @@ fn show(name: &str, console: &Console) -> Result<()> {
 }
 
 fn check(file: &str, console: &Console) -> Result<()> {
-    let recipe = Recipe::load(file).or_invalid()?;
+    let recipe = load_recipe(file)?;
     if console.json() {
         return console.json_value(&summary(&recipe));
     }

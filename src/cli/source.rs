@@ -30,19 +30,56 @@ impl From<PrecisionArg> for Precision {
     }
 }
 
+/// What to do about a bundle that does not open.
+const DAMAGED: &str = "the bundle is damaged, or mixed from several: convert again";
+
 /// Opens a bundle.
 pub fn open_bundle(dir: &Path) -> Result<Arc<Bundle>> {
+    check_place(dir)?;
+    Bundle::open(dir)
+        .map(Arc::new)
+        .or_invalid()
+        .map_err(|f| f.hint(DAMAGED))
+}
+
+/// Says what `dir` is when it cannot be a bundle.
+pub fn check_place(dir: &Path) -> Result<()> {
+    let make = "make a bundle with `gemma-coreml convert MODEL -o DIR`";
+    let not = |what: &str| Failure::new(Code::Invalid, format!("{}: {what}", dir.display()));
+    if !dir.exists() {
+        return Err(not("not there: expected a bundle").hint(make));
+    }
+    if !dir.is_dir() {
+        return Err(not("a file: expected the directory of a bundle")
+            .hint("`gemma-coreml unpack` makes a bundle of an archive"));
+    }
+    if dir.join("Manifest.json").is_file() {
+        return Err(not("one package: expected the bundle that holds it")
+            .hint("give the directory that holds model_config.json"));
+    }
     if dir.join("config.json").is_file() && !dir.join("model_config.json").exists() {
-        let what = format!("{}: a checkpoint, not a bundle", dir.display());
-        return Err(Failure::new(Code::Invalid, what)
+        return Err(not("a checkpoint, not a bundle")
             .hint("make a bundle of it with `gemma-coreml convert`"));
     }
-    Bundle::open(dir).map(Arc::new).or_invalid()
+    if !dir.join("model_config.json").is_file() {
+        return Err(not("no model_config.json: not a bundle").hint(make));
+    }
+    Ok(())
 }
 
 /// Opens a snapshot directory or a hub id, downloading it where needed.
 pub fn open_model(model: &str, console: &Console) -> Result<Checkpoint> {
-    let dir = checkpoint::resolve(model, console).or_invalid()?;
+    let path = Path::new(model);
+    let dir = checkpoint::resolve(model, console)
+        .or_invalid()
+        .map_err(|f| {
+            f.hint(match path.exists() {
+                true => "give the directory of a Hugging Face snapshot, not a file",
+                false => {
+                    "a path must be that of a directory; a hub id looks like google/gemma-4-E2B-it"
+                }
+            })
+        })?;
     console.detail(&format!("checkpoint {}", dir.display()));
     let checkpoint = Checkpoint::open(&dir).or_invalid()?;
     let passed = checkpoint.passed_over();
@@ -51,6 +88,21 @@ pub fn open_model(model: &str, console: &Console) -> Result<Checkpoint> {
         passed.vision, passed.audio, passed.shared_kv, passed.other
     ));
     Ok(checkpoint)
+}
+
+/// The hub id that a model argument stands for: its own, or that of a snapshot in the hub's cache
+/// (`models--ORG--NAME/snapshots/REVISION`). No revision.
+pub fn hub_id(model: &str) -> Option<String> {
+    let path = Path::new(model);
+    if !path.is_dir() {
+        let id = model.split_once('@').map_or(model, |(id, _)| id);
+        return Some(id.to_string());
+    }
+    let path = std::path::absolute(path).ok()?;
+    let snapshots = path.parent()?;
+    let repo = snapshots.parent()?.file_name()?.to_str()?;
+    let id = repo.strip_prefix("models--")?;
+    (snapshots.file_name()? == "snapshots").then(|| id.replacen("--", "/", 1))
 }
 
 /// Rows of `--exact-tables`, or the bundle's.
@@ -74,7 +126,8 @@ pub fn check_ids(ids: &[u32], vocab: usize) -> Result<()> {
         Some(id) => Err(Failure::new(
             Code::Invalid,
             format!("token id {id}: expected an id below the vocabulary size {vocab}"),
-        )),
+        )
+        .hint("ids must come from the tokenizer of this bundle")),
     }
 }
 
@@ -90,4 +143,23 @@ pub fn overflow_lines<'a>(
             )
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_named_by_its_hub_id() {
+        let dir = tempfile::tempdir().unwrap();
+        let snapshot = dir
+            .path()
+            .join("models--google--gemma-4-E2B-it/snapshots/0123");
+        std::fs::create_dir_all(&snapshot).unwrap();
+        let id = Some("google/gemma-4-E2B-it".to_string());
+        assert_eq!(hub_id("google/gemma-4-E2B-it"), id);
+        assert_eq!(hub_id("google/gemma-4-E2B-it@main"), id);
+        assert_eq!(hub_id(snapshot.to_str().unwrap()), id);
+        assert_eq!(hub_id(dir.path().to_str().unwrap()), None);
+    }
 }

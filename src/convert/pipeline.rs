@@ -12,7 +12,7 @@ use crate::bundle::error::writing;
 use crate::bundle::provenance::{FileRecord, TensorRecord};
 use crate::bundle::staging::Staging;
 use crate::bundle::{Bundle, files, layout};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Tokenizer, stop_ids};
 use crate::gemma::{ModelPlan, names};
 use crate::graph::{GraphOptions, build_chunk};
 use crate::package::{ModelDescription, PackageSpec, write_package};
@@ -99,6 +99,9 @@ fn check_token_files(checkpoint: &Checkpoint) -> Result<()> {
             .into());
         }
     }
+    // What `decode` opens must open. A chat template is for the host alone, and may use what only Python's jinja knows.
+    Tokenizer::open(checkpoint.dir())?;
+    stop_ids(checkpoint.dir())?;
     Ok(())
 }
 

@@ -305,7 +305,13 @@ pub fn write(path: &Path, traces: &[Trace]) -> Result<()> {
             TensorView::new(*dtype, shape.clone(), bytes).map_err(failed)?,
         ));
     }
-    safetensors::serialize_to_file(views, None, path).map_err(failed)
+    safetensors::serialize_to_file(views, None, path).map_err(|e| match e {
+        safetensors::SafeTensorError::IoError(source) => Error::Io {
+            path: path.into(),
+            source,
+        },
+        other => failed(other),
+    })
 }
 
 #[cfg(test)]
