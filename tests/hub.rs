@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -11,6 +11,9 @@ use std::thread::JoinHandle;
 use gemma_coreml::checkpoint::{Checkpoint, Error, HubOptions, resolve_with};
 use gemma_coreml::progress::{NoProgress, Progress};
 use tempfile::TempDir;
+
+#[path = "common/fixtures.rs"]
+mod fixtures;
 
 const REPO: &str = "some-org/Gemma_4.test";
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -50,11 +53,8 @@ struct Hub {
 impl Hub {
     /// A hub with the files of a fixture, and some that are not wanted.
     fn start(fixture: &str) -> Self {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("fixtures")
-            .join(fixture);
         let mut files = BTreeMap::new();
-        for entry in std::fs::read_dir(dir).expect("a fixture") {
+        for entry in std::fs::read_dir(fixtures::fixture(fixture)).expect("a fixture") {
             let path = entry.expect("a file").path();
             let name = path
                 .file_name()
@@ -566,4 +566,36 @@ fn a_directory_is_itself() {
     let path = dir.path().to_string_lossy().into_owned();
     assert_eq!(hub.resolve(&path).expect("a directory"), dir.path());
     assert!(hub.requests().is_empty());
+}
+
+/// The program itself, told of the hub by the environment alone.
+#[test]
+fn the_program_converts_a_hub_id_from_hf_endpoint() {
+    let hub = Hub::start("dense-tiny");
+    let out = hub.cache.path().join("bundle");
+    let run = || {
+        std::process::Command::new(env!("CARGO_BIN_EXE_gemma-coreml"))
+            .args(["convert", REPO, "--context", "64", "--threads", "1", "-o"])
+            .arg(&out)
+            .env("HF_ENDPOINT", format!("http://{}", hub.address))
+            .env("HF_HOME", hub.cache.path())
+            .env_remove("HF_HUB_CACHE")
+            .env_remove("HF_HUB_OFFLINE")
+            .env_remove("HF_TOKEN")
+            .output()
+            .expect("the program runs")
+    };
+    hub.fail(Fault::Cut(1000), 100);
+    let cut = run();
+    assert!(!cut.status.success());
+    assert!(String::from_utf8_lossy(&cut.stderr).contains("hint: "));
+    assert!(!out.exists() && hub.part().is_some());
+    hub.fail(Fault::None, 0);
+    let whole = run();
+    assert!(
+        whole.status.success(),
+        "{}",
+        String::from_utf8_lossy(&whole.stderr)
+    );
+    gemma_coreml::bundle::Bundle::open(&out).expect("a complete bundle");
 }

@@ -23,6 +23,10 @@ use gemma_coreml::runtime::generate::{Finish, Limits, generate};
 use gemma_coreml::runtime::sampling::{Sampler, SamplingOptions};
 use gemma_coreml::runtime::{DecodeOptions, Precision};
 
+#[path = "common/fixtures.rs"]
+mod fixtures;
+use fixtures::{fixture, fixtures};
+
 /// Steps that every reference has at least.
 const LEAST_STEPS: usize = 64;
 
@@ -31,30 +35,6 @@ const TEXT_TOKENS: usize = 384;
 
 /// Context of the test bundles: past every fixture's window and longer than its references.
 const CONTEXT: usize = 192;
-
-/// Checkpoints with reference outputs, in name order.
-fn fixtures() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
-    let mut found: Vec<PathBuf> = std::fs::read_dir(root)
-        .expect("fixtures/")
-        .map(|entry| entry.expect("fixtures/").path())
-        .filter(|dir| dir.join("reference.safetensors").is_file())
-        .collect();
-    found.sort();
-    assert!(
-        found.len() >= 4,
-        "only {} fixtures have references",
-        found.len()
-    );
-    found
-}
-
-/// The fixture of that name.
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("fixtures")
-        .join(name)
-}
 
 /// Last component of a fixture's path.
 fn name(fixture: &Path) -> String {
@@ -137,7 +117,7 @@ fn show(what: &str, c: &Comparison) {
 
 #[test]
 fn fp16_bundles_with_exact_rows_are_the_reference_at_f32() {
-    for fixture in fixtures() {
+    for fixture in fixtures("reference.safetensors") {
         let references = references(&fixture, "reference.safetensors");
         let rows = exact(&fixture);
         let c = measure(&fixture, "swa4-fp16", &rows, Precision::F32, &references);
@@ -157,7 +137,7 @@ fn fp16_bundles_with_exact_rows_are_the_reference_at_f32() {
 
 #[test]
 fn fp16_bundles_with_exact_rows_stay_close_at_f16() {
-    for fixture in fixtures() {
+    for fixture in fixtures("reference.safetensors") {
         let references = references(&fixture, "reference.safetensors");
         let rows = exact(&fixture);
         let c = measure(&fixture, "swa4-fp16", &rows, Precision::F16, &references);
@@ -169,7 +149,7 @@ fn fp16_bundles_with_exact_rows_stay_close_at_f16() {
 /// Nothing is kept here, so this is the plan that `decode` runs, not the one with kept intermediates.
 #[test]
 fn free_runs_give_the_references_tokens_past_the_window() {
-    for fixture in fixtures() {
+    for fixture in fixtures("reference.safetensors") {
         let bundle = bundle(&fixture, "swa4-fp16");
         let mut decoder = open_decoder(
             &bundle,
@@ -207,7 +187,7 @@ fn free_runs_give_the_references_tokens_past_the_window() {
 
 #[test]
 fn int8_tables_lose_what_transformers_loses_with_the_same_rows() {
-    for fixture in fixtures() {
+    for fixture in fixtures("reference.safetensors") {
         let expected = references(&fixture, "reference_int8_tables.safetensors");
         let c = measure(
             &fixture,
@@ -255,7 +235,7 @@ fn int8_tables_lose_what_transformers_loses_with_the_same_rows() {
 /// The f32 reference of this crate makes the figures of bundles that have no transformers output.
 #[test]
 fn the_candle_reference_is_transformers() {
-    for fixture in fixtures() {
+    for fixture in fixtures("reference.safetensors") {
         let checkpoint = Checkpoint::open(&fixture).unwrap();
         let mut model = ReferenceSubject::load(&checkpoint).unwrap();
         let mut comparer = Comparer::default();

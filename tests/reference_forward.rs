@@ -2,7 +2,7 @@
 
 mod snapshots;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use gemma_coreml::checkpoint::{self, Checkpoint};
 use gemma_coreml::gemma::Error;
@@ -10,31 +10,14 @@ use gemma_coreml::gemma::reference::{Keep, Reference, Table, checkpoint_row};
 use half::f16;
 use safetensors::SafeTensors;
 
+use snapshots::fixtures::fixtures;
+
 /// Largest `max |ours - theirs| / max |theirs|` over a prompt's logits.
 const LOGITS_TOLERANCE: f64 = 1e-4;
 /// The same over each layer's state.
 const HIDDEN_TOLERANCE: f64 = 1e-4;
 /// Largest difference between one pass and token by token, by the same measure. Sums may be taken in another order.
 const INCREMENTAL_TOLERANCE: f64 = 1e-5;
-/// Fixtures that must be there for the test to mean anything.
-const LEAST_FIXTURES: usize = 4;
-
-/// Fixture folders that carry the named reference file.
-fn fixtures(reference: &str) -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
-    let entries = std::fs::read_dir(&root).expect("fixtures/ is in the repository");
-    let mut found: Vec<PathBuf> = entries
-        .map(|e| e.expect("a readable folder").path())
-        .filter(|dir| dir.join(reference).is_file())
-        .collect();
-    found.sort();
-    assert!(
-        found.len() >= LEAST_FIXTURES,
-        "{reference} in {} folders, expected at least {LEAST_FIXTURES}",
-        found.len()
-    );
-    found
-}
 
 /// One prompt of a reference file.
 struct Case {
@@ -138,27 +121,27 @@ fn compare(model: &Reference, case: &Case) -> (f64, f64) {
     (relative(&logits, &case.logits), hidden)
 }
 
+/// Asserts that logits and layer states are the case's within the tolerances.
+fn assert_matches(model: &Reference, case: &Case, name: &str) {
+    let (logits, hidden) = compare(model, case);
+    println!("{name}: logits {logits:.2e}, hidden {hidden:.2e}");
+    assert!(
+        logits <= LOGITS_TOLERANCE,
+        "{name}: logits off by {logits:e}"
+    );
+    assert!(
+        hidden <= HIDDEN_TOLERANCE,
+        "{name}: hidden off by {hidden:e}"
+    );
+}
+
 #[test]
 fn every_fixture_matches_transformers() {
     for dir in fixtures("reference.safetensors") {
         let checkpoint = Checkpoint::open(&dir).expect("a fixture opens");
         let model = Reference::load(&checkpoint).expect("a fixture loads");
         for (i, case) in cases(&dir.join("reference.safetensors")).iter().enumerate() {
-            let (logits, hidden) = compare(&model, case);
-            println!(
-                "{} p{i}: logits {logits:.2e}, hidden {hidden:.2e}",
-                dir.display()
-            );
-            assert!(
-                logits <= LOGITS_TOLERANCE,
-                "{} p{i}: logits off by {logits:e}",
-                dir.display()
-            );
-            assert!(
-                hidden <= HIDDEN_TOLERANCE,
-                "{} p{i}: hidden off by {hidden:e}",
-                dir.display()
-            );
+            assert_matches(&model, case, &format!("{} p{i}", dir.display()));
         }
     }
 }
@@ -206,21 +189,7 @@ fn int8_rows_match_transformers_with_the_same_rows() {
             .iter()
             .enumerate()
         {
-            let (logits, hidden) = compare(&model, case);
-            println!(
-                "{} p{i}: logits {logits:.2e}, hidden {hidden:.2e}",
-                dir.display()
-            );
-            assert!(
-                logits <= LOGITS_TOLERANCE,
-                "{} p{i}: logits off by {logits:e}",
-                dir.display()
-            );
-            assert!(
-                hidden <= HIDDEN_TOLERANCE,
-                "{} p{i}: hidden off by {hidden:e}",
-                dir.display()
-            );
+            assert_matches(&model, case, &format!("{} p{i}", dir.display()));
             let (unquantized, _) = compare(&exact, case);
             assert!(
                 unquantized > LOGITS_TOLERANCE,

@@ -1,17 +1,15 @@
 //! Tokenizer and chat template against what transformers gave for the same inputs.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use gemma_coreml::checkpoint::{ChatTemplate, Error, Message, Tokenizer, stop_ids};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("fixtures")
-        .join(name)
-}
+#[path = "common/fixtures.rs"]
+mod fixtures;
+use fixtures::fixture;
 
 fn read(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).expect("a readable file")).expect("JSON")

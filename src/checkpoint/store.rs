@@ -70,7 +70,7 @@ impl std::fmt::Debug for Checkpoint {
 impl Checkpoint {
     /// Opens a snapshot directory. Reads headers, no weights.
     ///
-    /// Which tensors the model needs is for [`ModelPlan::check`](crate::gemma::ModelPlan::check) to say.
+    /// Which tensors the model needs is for the plan of the model to say.
     pub fn open(dir: &Path) -> Result<Self> {
         let config = TextConfig::read(&config::path_in(dir)?)?;
         let (paths, index) = weight_files(dir)?;

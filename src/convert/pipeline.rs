@@ -13,7 +13,7 @@ use crate::bundle::provenance::{FileRecord, TensorRecord};
 use crate::bundle::staging::Staging;
 use crate::bundle::{Bundle, files, layout};
 use crate::checkpoint::{Checkpoint, Tokenizer, stop_ids};
-use crate::gemma::ModelPlan;
+use crate::gemma::{ModelPlan, names};
 use crate::graph::{GraphOptions, build_chunk};
 use crate::package::{ModelDescription, PackageSpec, write_package};
 use crate::progress::Progress;
@@ -59,6 +59,7 @@ pub fn convert(
         context,
         model_id,
     };
+    let pool = thread_pool(options.threads)?;
     let staging = Staging::lock(out, options.force)?;
     let mut build = Build {
         job,
@@ -67,7 +68,6 @@ pub fn convert(
         progress,
         stages: Stages::default(),
     };
-    let pool = thread_pool(options.threads)?;
     match pool.install(|| build.run()) {
         Ok(built) => build.finish(built),
         Err(e) => {
@@ -215,7 +215,7 @@ impl Build<'_> {
             .map(|c| (layout::package_dir(&c.spec.name), Unit::Package(c)))
             .collect();
         let embed = TableSpec {
-            tensor: "embed_tokens.weight",
+            tensor: names::EMBED,
             stem: layout::EMBED_STEM,
             rows: plan.vocab,
             dim: plan.hidden,
@@ -225,7 +225,7 @@ impl Build<'_> {
         units.push((layout::EMBED_STEM.to_string(), Unit::Table(embed)));
         if plan.ple_dim > 0 {
             let table = TableSpec {
-                tensor: "embed_tokens_per_layer.weight",
+                tensor: names::PER_LAYER_EMBED,
                 stem: layout::PER_LAYER_STEM,
                 rows: plan.ple_vocab,
                 dim: plan.layers.len() * plan.ple_dim,
@@ -396,7 +396,7 @@ impl Build<'_> {
     fn write_per_layer(&self, dir: &Path) -> Result<Vec<TensorRecord>> {
         let (plan, checkpoint) = (self.job.plan, self.job.checkpoint);
         let (name, width) = (
-            "per_layer_model_projection.weight",
+            names::PER_LAYER_PROJECTION,
             plan.layers.len() * plan.ple_dim,
         );
         let view = checkpoint.tensor(name, &[width, plan.hidden])?;
@@ -428,7 +428,7 @@ impl Build<'_> {
             2,
             &stats,
         );
-        let name = "per_layer_projection_norm.weight";
+        let name = names::PER_LAYER_NORM;
         let view = checkpoint.tensor(name, &[plan.ple_dim])?;
         tables::write_fp32(&dir.join(layout::PER_LAYER_NORM), &view, self.progress)?;
         let exact = ErrorStats::default();

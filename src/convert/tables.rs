@@ -7,7 +7,7 @@ use crate::bundle::error::{at, writing};
 use crate::bundle::provenance::TensorRecord;
 use crate::bundle::{RowFormat, layout, npy};
 use crate::checkpoint::{Checkpoint, TensorView};
-use crate::gemma::rope::{RopeSpec, inv_freq};
+use crate::gemma::rope::{RopeSpec, rows_of};
 use crate::progress::Progress;
 use crate::quantize::pack::pack_int4;
 use crate::quantize::table::{quantize_row_int4, quantize_row_int8};
@@ -17,6 +17,9 @@ use rayon::prelude::*;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
+
+/// Rows of a RoPE table in memory at a time.
+const ROPE_ROWS: usize = 256;
 
 /// A row table to be written.
 #[derive(Debug, Clone)]
@@ -214,7 +217,7 @@ pub(super) fn write_fp32(
     Ok(())
 }
 
-/// Writes the four RoPE tables, `rows` positions each, a row at a time.
+/// Writes the four RoPE tables, `rows` positions each, [`ROPE_ROWS`] at a time.
 pub(super) fn write_rope(
     dir: &Path,
     sliding: &RopeSpec,
@@ -240,17 +243,13 @@ fn rope_table(
     sine: bool,
 ) -> std::io::Result<()> {
     npy::write_header(out, rows, spec.head_dim)?;
-    let freqs = inv_freq(spec);
-    let mut half_row = Vec::with_capacity(spec.head_dim);
-    for position in 0..rows {
-        half_row.clear();
-        for f in &freqs {
-            let angle = f64::from(position as f32 * f);
-            let value = if sine { angle.sin() } else { angle.cos() };
-            half_row.extend(f16::from_f32(value as f32).to_le_bytes());
-        }
-        out.write_all(&half_row)?;
-        out.write_all(&half_row)?;
+    let mut bytes = Vec::new();
+    for first in (0..rows).step_by(ROPE_ROWS) {
+        let (cos, sin) = rows_of(spec, first..rows.min(first + ROPE_ROWS));
+        bytes.clear();
+        let values = if sine { sin } else { cos };
+        bytes.extend(values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()));
+        out.write_all(&bytes)?;
     }
     Ok(())
 }

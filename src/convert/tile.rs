@@ -150,7 +150,6 @@ impl Job<'_> {
             let Buffers {
                 values,
                 codes,
-                bytes,
                 scratch,
                 ..
             } = &mut *self.buffers;
@@ -174,12 +173,7 @@ impl Job<'_> {
                 total.merge(&group.stats);
                 luts.extend_from_slice(group.lut.entries());
             }
-            bytes.clear();
-            packer
-                .push(codes, bytes)
-                .map_err(|e| failed(view, tile.start, e))?;
-            (self.sink)(Part::Data, bytes)?;
-            self.progress.advance(tile.len() as u64);
+            self.push_codes(&mut packer, &tile)?;
         }
         self.finish(packer, Part::Lut, &luts)?;
         Ok(total)
@@ -205,23 +199,13 @@ impl Job<'_> {
             let result = scratch.fit(nbits).map_err(|e| self.failed(start, e))?;
             for tile in within(&group) {
                 self.read(&tile)?;
-                let Buffers {
-                    values,
-                    codes,
-                    bytes,
-                    ..
-                } = &mut *self.buffers;
+                let Buffers { values, codes, .. } = &mut *self.buffers;
                 codes.resize(tile.len(), 0);
                 let strips = values.par_chunks(STRIP).zip(codes.par_chunks_mut(STRIP));
                 let assigned: std::result::Result<(), _> =
                     strips.map(|(v, c)| scratch.assign(v, c)).collect();
                 assigned.map_err(|e| failed(self.view, tile.start, e))?;
-                bytes.clear();
-                packer
-                    .push(codes, bytes)
-                    .map_err(|e| failed(self.view, tile.start, e))?;
-                (self.sink)(Part::Data, bytes)?;
-                self.progress.advance(tile.len() as u64);
+                self.push_codes(&mut packer, &tile)?;
             }
             total.merge(&result.stats);
             luts.extend_from_slice(result.lut.entries());
@@ -243,12 +227,7 @@ impl Job<'_> {
         let mut packer = BitPacker::new(nbits).map_err(|e| self.failed(0, e))?;
         for tile in self.tiles(inputs) {
             self.read(&tile)?;
-            let Buffers {
-                values,
-                codes,
-                bytes,
-                ..
-            } = &mut *self.buffers;
+            let Buffers { values, codes, .. } = &mut *self.buffers;
             codes.resize(tile.len(), 0);
             let view = self.view;
             let first = tile.start / inputs;
@@ -267,15 +246,26 @@ impl Job<'_> {
             for stats in rows {
                 total.merge(&stats?);
             }
-            bytes.clear();
-            packer
-                .push(codes, bytes)
-                .map_err(|e| failed(view, tile.start, e))?;
-            (self.sink)(Part::Data, bytes)?;
-            self.progress.advance(tile.len() as u64);
+            self.push_codes(&mut packer, &tile)?;
         }
         self.finish(packer, Part::Scale, &scales)?;
         Ok(total)
+    }
+
+    /// Packs the codes of a tile and passes them on.
+    fn push_codes(
+        &mut self,
+        packer: &mut BitPacker,
+        tile: &std::ops::Range<usize>,
+    ) -> std::result::Result<(), Stopped> {
+        let Buffers { codes, bytes, .. } = &mut *self.buffers;
+        bytes.clear();
+        packer
+            .push(codes, bytes)
+            .map_err(|e| failed(self.view, tile.start, e))?;
+        (self.sink)(Part::Data, bytes)?;
+        self.progress.advance(tile.len() as u64);
+        Ok(())
     }
 
     /// The last bits of the data, then its look-up tables or scales.

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::checkpoint::{Checkpoint, TensorView};
-use crate::gemma::ModelPlan;
+use crate::checkpoint::Checkpoint;
+use crate::gemma::reference::{Table, checkpoint_row};
+use crate::gemma::{ModelPlan, names};
 use crate::runtime::{BoxError, TokenRows};
 
 use super::error::Result;
@@ -23,9 +24,10 @@ impl ExactRows {
     pub fn new(checkpoint: Arc<Checkpoint>) -> Result<Self> {
         let plan = Arc::new(ModelPlan::new(checkpoint.config())?);
         let rows = ExactRows { checkpoint, plan };
-        rows.embedding()?;
-        if rows.plan.ple_dim > 0 {
-            rows.per_layer_table()?;
+        let (checkpoint, plan) = (&rows.checkpoint, &rows.plan);
+        checkpoint.tensor(names::EMBED, &[plan.vocab, plan.hidden])?;
+        if plan.ple_dim > 0 {
+            checkpoint.tensor(names::PER_LAYER_EMBED, &[plan.ple_vocab, rows.width()])?;
         }
         Ok(rows)
     }
@@ -35,42 +37,31 @@ impl ExactRows {
         &self.plan
     }
 
-    fn embedding(&self) -> Result<TensorView<'_>> {
-        let shape = [self.plan.vocab, self.plan.hidden];
-        Ok(self.checkpoint.tensor("embed_tokens.weight", &shape)?)
+    /// Values of a per-layer row.
+    fn width(&self) -> usize {
+        self.plan.layers.len() * self.plan.ple_dim
     }
 
-    fn per_layer_table(&self) -> Result<TensorView<'_>> {
-        let width = self.plan.layers.len() * self.plan.ple_dim;
-        let shape = [self.plan.ple_vocab, width];
-        Ok(self
-            .checkpoint
-            .tensor("embed_tokens_per_layer.weight", &shape)?)
+    fn row(&self, table: Table, token: u32, out: &mut [f32]) -> Result<(), BoxError> {
+        Ok(checkpoint_row(
+            &self.checkpoint,
+            &self.plan,
+            table,
+            token,
+            out,
+        )?)
     }
-}
-
-fn read_row(table: &TensorView, row: u32, scale: f64, out: &mut [f32]) -> Result<(), BoxError> {
-    let start = row as usize * out.len();
-    table.read_f32(start..start + out.len(), out)?;
-    let scale = scale as f32;
-    for value in out {
-        *value *= scale;
-    }
-    Ok(())
 }
 
 impl TokenRows for ExactRows {
     fn embed(&self, token: u32, out: &mut [f32]) -> Result<(), BoxError> {
-        let table = self.embedding()?;
-        check_width("embed_tokens.weight", self.plan.hidden, out.len())?;
-        read_row(&table, token, self.plan.embed_scale, out)
+        check_width(names::EMBED, self.plan.hidden, out.len())?;
+        self.row(Table::Embedding, token, out)
     }
 
     fn per_layer(&self, token: u32, out: &mut [f32]) -> Result<(), BoxError> {
-        let table = self.per_layer_table()?;
-        let width = self.plan.layers.len() * self.plan.ple_dim;
-        check_width("embed_tokens_per_layer.weight", width, out.len())?;
-        read_row(&table, token, self.plan.ple_embed_scale, out)
+        check_width(names::PER_LAYER_EMBED, self.width(), out.len())?;
+        self.row(Table::PerLayer, token, out)
     }
 }
 

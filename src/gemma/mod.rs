@@ -6,6 +6,7 @@
 
 mod error;
 mod layer;
+pub mod names;
 mod plan;
 pub mod reference;
 pub mod rope;

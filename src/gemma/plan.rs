@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use crate::checkpoint::{Checkpoint, LayerKind, TextConfig};
 
 use super::error::{Error, Result};
+use super::names;
 use super::rope::RopeSpec;
 
 /// Head geometry of one layer kind.
@@ -179,25 +180,19 @@ impl ModelPlan {
 
     /// Names and shapes of the tensors outside the layers that come before them: embedding and per-layer tables.
     pub fn input_tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let mut list = vec![(
-            "embed_tokens.weight".to_string(),
-            vec![self.vocab, self.hidden],
-        )];
+        let mut list = vec![(names::EMBED.to_string(), vec![self.vocab, self.hidden])];
         if self.ple_dim > 0 {
             let width = self.layers.len() * self.ple_dim;
             list.extend([
                 (
-                    "embed_tokens_per_layer.weight".to_string(),
+                    names::PER_LAYER_EMBED.to_string(),
                     vec![self.ple_vocab, width],
                 ),
                 (
-                    "per_layer_model_projection.weight".to_string(),
+                    names::PER_LAYER_PROJECTION.to_string(),
                     vec![width, self.hidden],
                 ),
-                (
-                    "per_layer_projection_norm.weight".to_string(),
-                    vec![self.ple_dim],
-                ),
+                (names::PER_LAYER_NORM.to_string(), vec![self.ple_dim]),
             ]);
         }
         list
@@ -250,7 +245,7 @@ impl ModelPlan {
         for layer in &self.layers {
             list.extend(self.layer_tensors(layer));
         }
-        list.push(("norm.weight".to_string(), vec![self.hidden]));
+        list.push((names::FINAL_NORM.to_string(), vec![self.hidden]));
         list
     }
 

@@ -10,6 +10,7 @@ use crate::checkpoint::{Checkpoint, LayerKind};
 
 use super::error::{Error, Result};
 use super::layer::{self, KvPair, LayerInput, Rotary};
+use super::names::{self, EMBED};
 use super::plan::{KvRole, LayerPlan, ModelPlan};
 use super::rope;
 use super::weights::{self, LayerWeights};
@@ -115,13 +116,13 @@ impl<'a> Reference<'a> {
             dim => Some(PerLayerProjection {
                 projection: weights::load(
                     checkpoint,
-                    "per_layer_model_projection.weight",
+                    names::PER_LAYER_PROJECTION,
                     &[width, plan.hidden],
                 )?,
-                norm: weights::load(checkpoint, "per_layer_projection_norm.weight", &[dim])?,
+                norm: weights::load(checkpoint, names::PER_LAYER_NORM, &[dim])?,
             }),
         };
-        let final_norm = weights::load(checkpoint, "norm.weight", &[plan.hidden])?;
+        let final_norm = weights::load(checkpoint, names::FINAL_NORM, &[plan.hidden])?;
         Ok(Self {
             checkpoint,
             plan,
@@ -331,8 +332,6 @@ impl<'a> Reference<'a> {
     }
 }
 
-const EMBED: &str = "embed_tokens.weight";
-
 /// A token's row of the checkpoint in f32, scaled by sqrt(hidden) or sqrt(ple_dim).
 pub fn checkpoint_row(
     checkpoint: &Checkpoint,
@@ -346,7 +345,7 @@ pub fn checkpoint_row(
         Table::PerLayer => {
             let width = plan.layers.len() * plan.ple_dim;
             (
-                "embed_tokens_per_layer.weight",
+                names::PER_LAYER_EMBED,
                 plan.ple_vocab,
                 width,
                 plan.ple_embed_scale,

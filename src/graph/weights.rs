@@ -63,14 +63,9 @@ impl WeightKind {
     }
 }
 
-/// The tensor of the tied head.
-pub(super) const HEAD: &str = "embed_tokens.weight";
-/// The gain of the final norm.
-pub(super) const FINAL_NORM: &str = "norm.weight";
-/// The projection of the embedding to per-layer inputs.
-pub(super) const PLE_PROJECTION: &str = "per_layer_model_projection.weight";
-/// The gain of the norm of the per-layer inputs, shared by all layers.
-pub(super) const PLE_NORM: &str = "per_layer_projection_norm.weight";
+pub(super) use crate::gemma::names::{
+    EMBED as HEAD, FINAL_NORM, PER_LAYER_NORM as PLE_NORM, PER_LAYER_PROJECTION as PLE_PROJECTION,
+};
 
 /// `layers.{index}.{suffix}`.
 pub(super) fn tensor_name(index: usize, suffix: &str) -> String {

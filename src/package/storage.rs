@@ -33,8 +33,11 @@ pub enum Storage {
 pub enum Part {
     /// Dense data, LUT indices or quantized data.
     Data,
+    /// fp16 look-up tables of palettes.
     Lut,
+    /// fp16 scales of blocks.
     Scale,
+    /// Offsets of blocks, in the element type of the data.
     Offset,
 }
 

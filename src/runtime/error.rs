@@ -74,6 +74,9 @@ pub enum Error {
         expected: usize,
         got: usize,
     },
+    /// A state or cache for which there is no memory.
+    #[error("no memory for a state or cache of {ty}")]
+    TooLarge { ty: String },
     /// A tensor holds another kind of element than asked for.
     #[error("expected a tensor of {expected} elements, got {got}")]
     TensorKind { expected: Kind, got: Kind },

@@ -314,10 +314,19 @@ fn kind_of(dtype: DType) -> Kind {
 
 /// A tensor of zeros.
 pub(crate) fn zeros(ty: &TensorType) -> Result<Tensor> {
-    let len = super::tensor::elements(&ty.shape).unwrap_or(usize::MAX);
+    let too_large = || Error::TooLarge { ty: ty.to_string() };
+    let len = super::tensor::elements(&ty.shape).ok_or_else(too_large)?;
     match kind_of(ty.dtype) {
-        Kind::Float => Tensor::f32(&ty.shape, vec![0.0; len]),
-        Kind::Int => Tensor::i32(&ty.shape, vec![0; len]),
-        Kind::Bool => Tensor::bool(&ty.shape, vec![false; len]),
+        Kind::Float => Tensor::f32(&ty.shape, filled(len, 0.0).ok_or_else(too_large)?),
+        Kind::Int => Tensor::i32(&ty.shape, filled(len, 0).ok_or_else(too_large)?),
+        Kind::Bool => Tensor::bool(&ty.shape, filled(len, false).ok_or_else(too_large)?),
     }
+}
+
+/// `len` times `value`; `None` if there is no memory for it.
+fn filled<T: Clone>(len: usize, value: T) -> Option<Vec<T>> {
+    let mut out = Vec::new();
+    out.try_reserve_exact(len).ok()?;
+    out.resize(len, value);
+    Some(out)
 }

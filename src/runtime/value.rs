@@ -39,7 +39,7 @@ pub(crate) struct Constant {
 
 enum Stored {
     /// Only the decoded tensor.
-    Folded,
+    Folded(Tensor),
     /// Row-major elements, packed as in weight.bin.
     Raw(SharedBytes),
     /// The result of a constexpr op.
@@ -49,7 +49,7 @@ enum Stored {
 impl std::fmt::Debug for Stored {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Stored::Folded => "Folded",
+            Stored::Folded(_) => "Folded",
             Stored::Raw(_) => "Raw",
             Stored::Packed(_) => "Packed",
         })
@@ -61,7 +61,7 @@ impl Constant {
     pub fn folded(ty: TensorType, tensor: Tensor) -> Self {
         Self {
             ty,
-            stored: Stored::Folded,
+            stored: Stored::Folded(tensor.clone()),
             dense: OnceLock::from(tensor),
         }
     }
@@ -95,7 +95,7 @@ impl Constant {
         self.dense.get_or_init(|| match &self.stored {
             Stored::Raw(bytes) => decode(&self.ty, bytes.as_ref().as_ref()),
             Stored::Packed(weight) => from_floats(&self.ty, weight.decode()),
-            Stored::Folded => unreachable!("a folded constant is made with its tensor"),
+            Stored::Folded(tensor) => tensor.clone(),
         })
     }
 

@@ -3,6 +3,7 @@
 
 pub mod coremltools;
 pub mod every_op;
+pub mod fixtures;
 pub mod source;
 
 pub use coremltools::*;

@@ -10,19 +10,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A checkpoint of `fixtures/`.
-pub fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("fixtures")
-        .join(name)
-}
+pub use crate::common::fixtures::fixture;
 
 /// Names of the checkpoints of `fixtures/` that have references.
 pub fn fixtures() -> Vec<String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
-    let mut names = entries(&root);
-    names.retain(|name| root.join(name).join("reference.safetensors").is_file());
-    names
+    crate::common::fixtures::fixtures("reference.safetensors")
+        .iter()
+        .map(|dir| dir.file_name().unwrap().to_string_lossy().into_owned())
+        .collect()
 }
 
 /// Converts with a built-in recipe.

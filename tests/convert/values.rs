@@ -3,9 +3,11 @@
 use crate::helpers::*;
 use gemma_coreml::bundle::{Bundle, npy::NpyTable};
 use gemma_coreml::checkpoint::Checkpoint;
+use gemma_coreml::evaluate::{RowSource, open_decoder};
 use gemma_coreml::gemma::{ModelPlan, rope};
 use gemma_coreml::package::{Binding, Package, ReadOp, ReadValue};
 use gemma_coreml::quantize::{Scratch, palettize_group};
+use gemma_coreml::runtime::{DecodeOptions, Precision};
 use half::f16;
 use std::path::Path;
 
@@ -191,6 +193,34 @@ fn packages_hold_the_quantized_checkpoint() {
             let out = dir.path().join("b");
             run_recipe(&fixture(name), &recipe, &out, &options()).unwrap();
             check_packages(name, &out);
+        }
+    }
+}
+
+/// Widths and groupings that no built-in recipe has, one bit among them: what is in the packages, and that they decode.
+#[test]
+fn other_palettes_are_in_the_packages_and_decode() {
+    let model = fixture("nano");
+    for scheme in ["palette1-g32", "palette1-tensor", "palette3-g8"] {
+        let mut recipe = gemma_coreml::recipe::Recipe::builtin("swa4-int4").unwrap();
+        recipe.quantize.default = scheme.parse().unwrap();
+        recipe.quantize.otherwise = None;
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("b");
+        let report = run_recipe(&model, &recipe, &out, &options()).unwrap();
+        assert!(report.schemes[scheme].tensors > 0);
+        check_packages("nano", &out);
+        let bundle = std::sync::Arc::new(Bundle::open(&out).unwrap());
+        let mut decoder = open_decoder(
+            &bundle,
+            Precision::F16,
+            &RowSource::Bundle,
+            DecodeOptions::default(),
+        )
+        .unwrap();
+        for token in [2, 5, 7] {
+            let step = decoder.step(token).unwrap();
+            assert!(step.token_logit.is_finite(), "{scheme}");
         }
     }
 }

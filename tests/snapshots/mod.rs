@@ -1,19 +1,17 @@
 //! Snapshots made from the fixtures by editing their safetensors files.
 #![allow(dead_code, reason = "each test file uses a part")]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
+#[path = "../common/fixtures.rs"]
+pub mod fixtures;
+pub use fixtures::fixture;
+
 pub const SINGLE: &str = "model.safetensors";
 pub const INDEX: &str = "model.safetensors.index.json";
-
-pub fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("fixtures")
-        .join(name)
-}
 
 /// A tensor of a safetensors file: full name, dtype, shape, bytes.
 #[derive(Clone)]
