@@ -8,6 +8,10 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
+#[path = "../common/fixtures.rs"]
+mod fixtures;
+pub use fixtures::fixture;
+
 /// Exit codes that the help of the program lists.
 pub const USAGE: i32 = 2;
 pub const INVALID: i32 = 3;
@@ -68,12 +72,6 @@ pub fn bad(args: &[&str], code: i32) -> String {
 
 pub fn path(path: &Path) -> &str {
     path.to_str().unwrap()
-}
-
-pub fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("fixtures")
-        .join(name)
 }
 
 /// A bundle of nano that several tests read.
