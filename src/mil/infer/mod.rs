@@ -311,3 +311,33 @@ fn one_of<'v>(what: &str, value: &'v str, allowed: &[&str]) -> Inferred<&'v str>
         allowed.join(", ")
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_split_into_a_billion_pieces_is_refused_without_allocating() {
+        const PIECES: i32 = 1 << 30;
+        let x = TensorType::new(DType::Fp16, &[PIECES as usize]);
+        let scalar = TensorType::scalar(DType::Int32);
+        let (pieces, axis) = (Immediate::int32(PIECES), Immediate::int32(0));
+        let constant = |value| Arg {
+            ty: &scalar,
+            kind: ValueKind::Const,
+            value: Some(value),
+        };
+        let tensor = Arg {
+            ty: &x,
+            kind: ValueKind::Tensor,
+            value: None,
+        };
+        let args = [
+            ("x", vec![tensor]),
+            ("num_splits", vec![constant(&pieces)]),
+            ("axis", vec![constant(&axis)]),
+        ];
+        let error = infer(OpType::Split, "s", &args).unwrap_err();
+        assert!(error.to_string().contains("at most"), "{error}");
+    }
+}

@@ -15,6 +15,9 @@ const CAST: [DType; 8] = [
     DType::UInt16,
 ];
 
+/// Most results of one `split`: a number in a small file must not ask for any amount of memory.
+const MAX_SPLITS: usize = 1 << 16;
+
 fn size(what: &str, value: i64) -> Inferred<usize> {
     usize::try_from(value).map_err(|_| format!("{what} {value} is not a size"))
 }
@@ -45,6 +48,9 @@ impl Call<'_> {
                 let n = size("num_splits", n)?;
                 if n == 0 || len % n != 0 {
                     return Err(format!("{n} splits do not divide {len}"));
+                }
+                if n > MAX_SPLITS {
+                    return Err(format!("{n} splits; at most {MAX_SPLITS} are supported"));
                 }
                 vec![len / n; n]
             }
