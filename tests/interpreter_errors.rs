@@ -225,6 +225,29 @@ fn f16_counts_what_overflows_and_f32_does_not() {
     assert_eq!(model.overflows().count(), 0);
 }
 
+#[test]
+fn f16_counts_an_overflow_of_constants() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut one = OneOp::new();
+    let b = &mut one.builder;
+    let x = b.input("x", DType::Fp16, &[1]).unwrap();
+    let c = b.scalar_f16(300.0).unwrap();
+    let square = b.mul(&c, &c).unwrap();
+    let y = b.add(&x, &square).unwrap();
+    b.output("y", &y).unwrap();
+    let package = one.write(&dir.path().join("constants.mlpackage"));
+    for (precision, expected, values) in [
+        (Precision::F16, f32::INFINITY, 1),
+        (Precision::F32, 90_001.0, 0),
+    ] {
+        let mut model = Model::load(&package, "main", precision, &[]).unwrap();
+        let x = floats(&[1], &[1.0]);
+        let out = model.run(&BTreeMap::from([("x", x)])).unwrap();
+        assert_eq!(out.outputs["y"].as_f32().unwrap(), [expected]);
+        assert_eq!(model.overflows().count(), values);
+    }
+}
+
 /// `conv(x, w)` and `linear(x, w)` with a palettized weight, and the same through `identity(w)`, which decodes it first.
 fn packed_and_plain(nbits: u8, rows: usize, cols: usize) -> (tempfile::TempDir, Package) {
     let dir = tempfile::tempdir().unwrap();

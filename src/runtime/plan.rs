@@ -288,7 +288,7 @@ impl Planner {
         });
     }
 
-    /// Runs an op of constants now, any other at run time.
+    /// Runs an op of constants now, any other at run time; also one that overflows fp16, so that it is counted.
     fn fold_or_push(&mut self, op: &ReadOp, compiled: Compiled) -> Result<()> {
         let values = &self.plan.values;
         let constants: Option<Vec<Tensor>> = compiled
@@ -304,11 +304,19 @@ impl Planner {
             return Ok(());
         };
         let inputs: Vec<&Tensor> = constants.iter().collect();
-        let results = (compiled.kernel)(&inputs, &mut self.pool)?;
-        for ((name, ty), mut tensor) in op.outputs.iter().zip(results) {
-            if self.precision == Precision::F16 && ty.dtype == DType::Fp16 {
-                tensor.round_f16();
+        let mut results = (compiled.kernel)(&inputs, &mut self.pool)?;
+        if self.precision == Precision::F16 {
+            let rounded = op.outputs.iter().zip(&mut results);
+            let overflows: usize = rounded
+                .filter(|((_, ty), _)| ty.dtype == DType::Fp16)
+                .map(|(_, tensor)| tensor.round_f16())
+                .sum();
+            if overflows > 0 {
+                self.push(op, Action::Compute(compiled.kernel), compiled.inputs);
+                return Ok(());
             }
+        }
+        for ((name, ty), tensor) in op.outputs.iter().zip(results) {
             let constant = Constant::folded(ty.clone(), tensor);
             self.define(name, ty.clone(), Known::Constant(Arc::new(constant)));
         }
