@@ -266,6 +266,9 @@ fn templates_missing_broken_and_in_tokenizer_config() {
     assert!(matches!(render(), Err(Error::Template { .. })));
     write(json!({"chat_template": "{{ messages[0].nothing.at_all }}"}));
     assert!(matches!(render(), Err(Error::Template { .. })));
+    let loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+    write(json!({"chat_template": loops}));
+    assert!(matches!(render(), Err(Error::Template { .. })));
 }
 
 #[test]

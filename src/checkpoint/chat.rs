@@ -44,6 +44,8 @@ impl Message {
 }
 
 const NAME: &str = "chat";
+/// Instructions that one rendering may take: seconds of work, and far beyond what a chat of any length needs.
+const FUEL: u64 = 50_000_000;
 
 /// A compiled chat template.
 pub struct ChatTemplate {
@@ -74,6 +76,7 @@ impl ChatTemplate {
 
     fn compile(path: PathBuf, source: String, special: BTreeMap<String, String>) -> Result<Self> {
         let mut env = Environment::new();
+        env.set_fuel(Some(FUEL));
         env.set_trim_blocks(true);
         env.set_lstrip_blocks(true);
         env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
