@@ -14,7 +14,7 @@ use crate::bundle::staging::Staging;
 use crate::bundle::{Bundle, files, layout};
 use crate::checkpoint::{Checkpoint, Tokenizer, stop_ids};
 use crate::gemma::{ModelPlan, names};
-use crate::graph::{GraphOptions, build_chunk};
+use crate::graph::build_chunk;
 use crate::package::{ModelDescription, PackageSpec, write_package};
 use crate::progress::Progress;
 use crate::quantize::ErrorStats;
@@ -347,13 +347,7 @@ impl Build<'_> {
     }
 
     fn write_chunk(&self, chunk: &ResolvedChunk, dir: &Path) -> Result<Vec<TensorRecord>> {
-        let recipe = self.job.recipe;
-        let options = GraphOptions {
-            context: self.job.context,
-            attention: recipe.attention,
-            cache: recipe.cache,
-            ..GraphOptions::decode(self.job.context)
-        };
+        let options = self.job.recipe.graph_options(self.job.context);
         let graph = build_chunk(self.job.plan, &chunk.spec, &options)?;
         let order: Vec<String> = graph.weights.iter().map(|w| w.konst.id.clone()).collect();
         let package = layout::package_dir(&chunk.spec.name);

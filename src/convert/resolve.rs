@@ -2,7 +2,7 @@
 
 use super::error::{Error, Result};
 use crate::gemma::ModelPlan;
-use crate::graph::{ChunkSpec, WeightBinding, chunk_weights, split};
+use crate::graph::{ChunkSpec, WeightBinding, chunk_weights, packages};
 use crate::mil::DType;
 use crate::package::Storage;
 use crate::quantize::{Grouping, Scheme};
@@ -39,10 +39,11 @@ pub struct ResolvedChunk {
 /// Resolves the recipe's rules for every weight of a model. A rule that matches nothing is an error, and so is a scheme
 /// that does not fit unless the recipe says what to use `otherwise`.
 pub fn resolve(plan: &ModelPlan, recipe: &Recipe) -> Result<Vec<ResolvedChunk>> {
-    let specs = split::chunks(plan, recipe.layout)?;
+    let options = recipe.graph_options(recipe.context_for(None, plan.max_positions));
+    let specs = packages(plan, &options)?;
     let bindings: Vec<Vec<WeightBinding>> = specs
         .iter()
-        .map(|s| chunk_weights(plan, s))
+        .map(|s| chunk_weights(plan, s, &options))
         .collect::<std::result::Result<_, _>>()?;
     let candidates: Vec<Candidate<'_>> = bindings.iter().flatten().map(candidate).collect();
     let mut choices = recipe

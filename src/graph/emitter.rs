@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use super::error::{Error, Result};
 use super::weights::{WeightBinding, tensor_name};
 use crate::gemma::ModelPlan;
-use crate::mil::{ConvParams, DeferredConst, FunctionBuilder, SliceParams, Var};
+use crate::mil::{ConvParams, DeferredConst, FunctionBuilder, Immediate, SliceParams, Var};
 
 /// A function under construction: the builder, the model, and the weights of the chunk.
 pub(super) struct Emitter<'a> {
     pub plan: &'a ModelPlan,
     pub fb: FunctionBuilder,
+    /// Tokens of a call.
+    pub tokens: usize,
     chunk: &'a str,
     weights: BTreeMap<&'a str, &'a DeferredConst>,
 }
@@ -18,17 +20,23 @@ pub(super) struct Emitter<'a> {
 /// The axis that a norm runs over.
 #[derive(Clone, Copy)]
 pub(super) enum NormAxis {
-    /// The channels of a stream `(1, C, 1, 1)`.
+    /// The channels of a stream `(1, C, 1, T)`.
     Channels = 1,
-    /// The last axis of heads `(1, heads, 1, head_dim)`.
+    /// The last axis of heads `(1, heads, T, head_dim)`.
     Last = 3,
 }
 
 impl<'a> Emitter<'a> {
-    pub fn new(plan: &'a ModelPlan, chunk: &'a str, weights: &'a [WeightBinding]) -> Self {
+    pub fn new(
+        plan: &'a ModelPlan,
+        chunk: &'a str,
+        weights: &'a [WeightBinding],
+        tokens: usize,
+    ) -> Self {
         Self {
             plan,
             fb: FunctionBuilder::new(chunk),
+            tokens,
             chunk,
             weights: weights
                 .iter()
@@ -53,7 +61,7 @@ impl<'a> Emitter<'a> {
         self.weight(&tensor_name(layer, suffix))
     }
 
-    /// A bias-free linear map of a stream `(1, in, 1, 1)` to `(1, out, 1, 1)`, as a 1x1 convolution. The one place where
+    /// A bias-free linear map of a stream `(1, in, 1, T)` to `(1, out, 1, T)`, as a 1x1 convolution. The one place where
     /// projections are written.
     pub fn linear(&mut self, x: &Var, tensor: &str) -> Result<Var> {
         let weight = self.weight(tensor)?;
@@ -109,19 +117,85 @@ impl<'a> Emitter<'a> {
         Ok(self.fb.reshape(x, &dims(shape)?)?)
     }
 
-    /// A stream of one token `(1, heads * head_dim, 1, 1)` as heads `(1, heads, 1, head_dim)`.
+    /// A stream `(1, heads * head_dim, 1, T)` as heads `(1, heads, T, head_dim)`.
     pub fn as_heads(&mut self, x: &Var, heads: usize, head_dim: usize) -> Result<Var> {
-        self.reshape(x, &[1, heads, 1, head_dim])
+        if self.tokens == 1 {
+            return self.reshape(x, &[1, heads, 1, head_dim]);
+        }
+        let x = self.reshape(x, &[1, heads, head_dim, self.tokens])?;
+        Ok(self.fb.transpose(&x, &[0, 1, 3, 2])?)
     }
 
-    /// The elements of one token, in whatever shape, as a stream `(1, channels, 1, 1)`.
+    /// Heads `(1, kv_heads, heads / kv_heads * T, head_dim)`, however grouped, as a stream `(1, heads * head_dim, 1, T)`.
+    pub fn heads_as_stream(&mut self, x: &Var, heads: usize, head_dim: usize) -> Result<Var> {
+        let channels = heads * head_dim;
+        if self.tokens == 1 {
+            return self.reshape(x, &[1, channels, 1, 1]);
+        }
+        let x = self.reshape(x, &[1, heads, self.tokens, head_dim])?;
+        let x = self.fb.transpose(&x, &[0, 1, 3, 2])?;
+        self.reshape(&x, &[1, channels, 1, self.tokens])
+    }
+
+    /// A feature `(1, T, channels)` as a stream `(1, channels, 1, T)`.
     pub fn as_stream(&mut self, x: &Var, channels: usize) -> Result<Var> {
-        self.reshape(x, &[1, channels, 1, 1])
+        if self.tokens == 1 {
+            return self.reshape(x, &[1, channels, 1, 1]);
+        }
+        let x = self.fb.transpose(x, &[0, 2, 1])?;
+        self.reshape(&x, &[1, channels, 1, self.tokens])
     }
 
-    /// A feature `(1, 1, channels)` of the package from a stream.
+    /// A feature `(1, T, channels)` of the package from a stream.
     pub fn as_feature(&mut self, x: &Var, channels: usize) -> Result<Var> {
-        self.reshape(x, &[1, 1, channels])
+        if self.tokens == 1 {
+            return self.reshape(x, &[1, 1, channels]);
+        }
+        let x = self.reshape(x, &[1, channels, self.tokens])?;
+        Ok(self.fb.transpose(&x, &[0, 2, 1])?)
+    }
+
+    /// Zeros behind the elements of an axis, up to `size`.
+    pub fn pad_to(&mut self, x: &Var, axis: usize, size: usize) -> Result<Var> {
+        let missing = match x.shape().get(axis) {
+            Some(&n) if n < size => size - n,
+            _ => return Ok(x.clone()),
+        };
+        // `pad` counts from the last axes: pairs for the axes from `axis` on.
+        let mut pad = vec![0; 2 * (x.rank() - axis)];
+        pad[1] = missing;
+        Ok(self.fb.pad(x, &dims(&pad)?, 0.0)?)
+    }
+
+    /// The first elements of an axis.
+    pub fn first(&mut self, x: &Var, axis: usize, count: usize) -> Result<Var> {
+        let mut size = x.shape().to_vec();
+        size[axis] = count;
+        self.slice(x, &vec![0; size.len()], &size)
+    }
+
+    /// The last elements of an axis.
+    pub fn last(&mut self, x: &Var, axis: usize, count: usize) -> Result<Var> {
+        let mut size = x.shape().to_vec();
+        let mut begin = vec![0; size.len()];
+        begin[axis] = size[axis] - count;
+        size[axis] = count;
+        self.slice(x, &begin, &size)
+    }
+
+    /// Zeros that no input makes.
+    pub fn zeros(&mut self, shape: &[usize]) -> Result<Var> {
+        let zero = self.fb.immediate(Immediate::fp16s(
+            &vec![1; shape.len()],
+            vec![half::f16::ZERO],
+        )?)?;
+        let reps = dims(shape)?;
+        Ok(self.fb.tile(&zero, &reps)?)
+    }
+
+    /// An int32 vector.
+    pub fn int32s(&mut self, values: &[usize]) -> Result<Var> {
+        Ok(self.fb.immediate(Immediate::int32s(&dims(values)?))?)
     }
 }
 

@@ -40,6 +40,22 @@ pub enum Error {
         /// Where it would have to lie.
         expected: String,
     },
+    /// Forms of a recipe that do not go together.
+    #[error("{forms}: {why}")]
+    Combination {
+        /// The forms.
+        forms: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A form that a model cannot have.
+    #[error("{form} does not fit this model: {why}")]
+    NotForModel {
+        /// The form.
+        form: String,
+        /// What the model lacks.
+        why: String,
+    },
     /// A layer shares the K/V of one that its chunk cannot see.
     #[error("layer {layer} shares the K/V of layer {from}, which is not available in its chunk")]
     SharedKvMissing {

@@ -19,6 +19,36 @@ pub(super) struct Head {
 /// `logits`, `(1, V, 1, 1)`.
 pub(super) fn head(e: &mut Emitter<'_>, hidden: &Var) -> Result<Head> {
     e.fb.push_scope("head");
+    let (normed, logits) = norm_and_logits(e, hidden)?;
+    let row = e.reshape(&logits, &[e.plan.vocab])?;
+    let token_id = e.fb.reduce_argmax(&row, 0, true)?;
+    let token_logit = e.fb.gather(&row, &token_id, 0, 0)?;
+    e.fb.pop_scope();
+    Ok(Head {
+        token_id,
+        token_logit,
+        hidden: normed,
+    })
+}
+
+/// The head for every token of the stream: `(1, T)` int32, the lowest index on a tie. `logits` is `(1, V, 1, T)`.
+pub(super) fn head_of_all(e: &mut Emitter<'_>, hidden: &Var) -> Result<Var> {
+    e.fb.push_scope("head");
+    let (_, logits) = norm_and_logits(e, hidden)?;
+    let ids = e.fb.reduce_argmax(&logits, 1, true)?;
+    let ids = e.reshape(&ids, &[1, e.tokens])?;
+    e.fb.pop_scope();
+    Ok(ids)
+}
+
+/// The token of a stream `(1, H, 1, T)` that `mask` `(1, T, 1)` marks with 1 (0 elsewhere): `(1, H, 1, 1)`.
+pub(super) fn pick_token(e: &mut Emitter<'_>, hidden: &Var, mask: &Var) -> Result<Var> {
+    let mask = e.reshape(mask, &[1, 1, 1, e.tokens])?;
+    let marked = e.fb.mul(hidden, &mask)?;
+    Ok(e.fb.reduce_sum(&marked, &[3], true)?)
+}
+
+fn norm_and_logits(e: &mut Emitter<'_>, hidden: &Var) -> Result<(Var, Var)> {
     let normed = e.rms_norm(hidden, NormAxis::Channels, FINAL_NORM)?;
     let normed = e.fb.name_value(&normed, "final_norm_out")?;
     let mut logits = e.linear(&normed, HEAD)?;
@@ -29,13 +59,5 @@ pub(super) fn head(e: &mut Emitter<'_>, hidden: &Var) -> Result<Head> {
         logits = e.fb.mul(&squashed, &cap)?;
     }
     let logits = e.fb.name_value(&logits, "logits")?;
-    let row = e.reshape(&logits, &[e.plan.vocab])?;
-    let token_id = e.fb.reduce_argmax(&row, 0, true)?;
-    let token_logit = e.fb.gather(&row, &token_id, 0, 0)?;
-    e.fb.pop_scope();
-    Ok(Head {
-        token_id,
-        token_logit,
-        hidden: normed,
-    })
+    Ok((normed, logits))
 }

@@ -117,7 +117,7 @@ fn rope(e: &mut Emitter<'_>, x: &Var, rope_row: &Rope) -> Result<Var> {
 /// The per-layer input of this layer, gated by the stream (not normed) and projected back.
 fn per_layer_block(e: &mut Emitter<'_>, i: usize, hidden: &Var, per_layer: &Var) -> Result<Var> {
     let d = e.plan.ple_dim;
-    let slice = e.slice(per_layer, &[0, i * d, 0, 0], &[1, d, 1, 1])?;
+    let slice = e.slice(per_layer, &[0, i * d, 0, 0], &[1, d, 1, e.tokens])?;
     let gate = e.layer_linear(hidden, i, "per_layer_input_gate.weight")?;
     let gate = e.fb.gelu(&gate, crate::mil::GeluMode::Tanh)?;
     let gated = e.fb.mul(&gate, &slice)?;

@@ -1,4 +1,4 @@
-//! Where the layers are cut into chunks.
+//! Where the layers are cut into chunks, and which packages a bundle has.
 
 use std::fmt;
 use std::ops::Range;
@@ -6,14 +6,28 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
+use super::forms::{CacheForm, FunctionKind, GraphOptions, PrefillPackages};
 use crate::gemma::{LayerKind, ModelPlan};
 
 /// How a model is split into packages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Layout {
-    /// Four chunks; sliding layers keep a window of K/V, full layers the whole context, both passed in and out.
+    /// Four chunks.
     Swa4,
+    /// Three: the second and third of four merged (Topology II).
+    Swa3,
+    /// Three: the first and second of four merged.
+    #[serde(rename = "swa3-topology1")]
+    Swa3Topology1,
+    /// Two: the layers with their own K/V, and those that share.
+    Swa2,
+    /// One.
+    Swa1,
+    /// Two as [`Layout::Swa2`], token ids in: embedding and RoPE inside.
+    Lite2,
+    /// One, token ids in.
+    Monolithic,
 }
 
 impl Layout {
@@ -21,6 +35,43 @@ impl Layout {
     pub fn name(self) -> &'static str {
         match self {
             Self::Swa4 => "swa4",
+            Self::Swa3 => "swa3",
+            Self::Swa3Topology1 => "swa3-topology1",
+            Self::Swa2 => "swa2",
+            Self::Swa1 => "swa1",
+            Self::Lite2 => "lite2",
+            Self::Monolithic => "monolithic",
+        }
+    }
+
+    /// Whether embedding and RoPE are computed in the graph.
+    pub fn takes_ids(self) -> bool {
+        matches!(self, Self::Lite2 | Self::Monolithic)
+    }
+
+    /// File names of the packages without extension.
+    fn names(self, cache: CacheForm) -> &'static [&'static str] {
+        match (self, cache) {
+            (Self::Swa4, CacheForm::State) => &["chunk_1", "chunk_2", "chunk_3", "chunk_4"],
+            (Self::Swa4, _) => &["chunk1", "chunk2", "chunk3", "chunk4"],
+            (Self::Swa3, CacheForm::State) => &["chunk_1", "chunk_2", "chunk_3"],
+            (Self::Swa3, _) => &["chunk1", "chunk2_3way", "chunk3_3way"],
+            (Self::Swa3Topology1, _) => &["chunk1_topoI", "chunk2_topoI", "chunk3_topoI"],
+            (Self::Swa2, _) => &["merged_chunk1", "merged_chunk2"],
+            (Self::Swa1, _) => &["merged_full"],
+            (Self::Lite2, _) => &["lite_chunk1", "lite_chunk2"],
+            (Self::Monolithic, _) => &["model"],
+        }
+    }
+
+    /// Which of the four cuts remain, by index.
+    fn cuts(self) -> &'static [usize] {
+        match self {
+            Self::Swa4 => &[0, 1, 2, 3],
+            Self::Swa3 => &[0, 2, 3],
+            Self::Swa3Topology1 => &[1, 2, 3],
+            Self::Swa2 | Self::Lite2 => &[1, 3],
+            Self::Swa1 | Self::Monolithic => &[3],
         }
     }
 }
@@ -42,75 +93,152 @@ pub struct ChunkSpec {
     pub first: bool,
     /// Whether it ends with the final norm and the head.
     pub last: bool,
+    /// Its functions, the default one first.
+    pub functions: Vec<FunctionKind>,
 }
 
-/// Cuts a model into the chunks of a layout, in the order they run.
+/// Names of the packages that prefill has to itself.
+const PREFILL_NAMES: [&str; 4] = [
+    "prefill_chunk1",
+    "prefill_chunk2",
+    "prefill_chunk3",
+    "prefill_chunk4",
+];
+
+/// Every package of a bundle: the chunks of decode in the order they run, then those of prefill where it has its own.
+///
+/// # Errors
+/// As [`chunks`]; [`Error::Combination`] for forms that do not go together.
+pub fn packages(plan: &ModelPlan, options: &GraphOptions) -> Result<Vec<ChunkSpec>> {
+    check_forms(options)?;
+    let mut with: Vec<FunctionKind> = Vec::new();
+    let mut alone: Vec<FunctionKind> = Vec::new();
+    for &function in &options.functions {
+        match function {
+            FunctionKind::Prefill(_) if options.prefill == PrefillPackages::Separate => {
+                alone.push(function);
+            }
+            _ => with.push(function),
+        }
+    }
+    let mut specs = named(plan, options.layout, options.layout.names(options.cache), &with)?;
+    if !alone.is_empty() {
+        // The largest is the default.
+        alone.sort_by_key(|f| std::cmp::Reverse(f.tokens()));
+        specs.extend(named(plan, Layout::Swa4, &PREFILL_NAMES, &alone)?);
+    }
+    Ok(specs)
+}
+
+/// Whether the forms go together, whatever the model.
+fn check_forms(options: &GraphOptions) -> Result<()> {
+    let (layout, cache) = (options.layout, options.cache);
+    let fault = |why: &str| {
+        Err(Error::Combination {
+            forms: format!("layout {layout}, cache {cache}"),
+            why: why.to_owned(),
+        })
+    };
+    if layout.takes_ids() != (cache == CacheForm::StateFull) {
+        return fault("the layouts that take token ids (lite2, monolithic) have the cache `state-full`, no other has it");
+    }
+    if cache == CacheForm::State && !matches!(layout, Layout::Swa4 | Layout::Swa3) {
+        return fault("rings in state are the published form of swa4 and swa3");
+    }
+    if options.functions.first() != Some(&FunctionKind::Decode) {
+        return fault("the first function must be `decode`");
+    }
+    if options.functions.len() > 1 && !cache.is_shift() {
+        return fault("prefill and verify fill and read caches of the form `shift`");
+    }
+    if options.functions.len() > 1 && options.pad_kv_heads.is_some() {
+        return fault("prefill and verify do not have padded KV heads");
+    }
+    let verifies = options.functions.iter();
+    if verifies.filter(|f| matches!(f, FunctionKind::Verify(_))).count() > 1 {
+        return fault("a package has one verify function: its name, verify_qK, has no number");
+    }
+    if options.pad_kv_heads == Some(0) {
+        return fault("pad_kv_heads is 0, expected at least 1");
+    }
+    Ok(())
+}
+
+/// The chunks of decode of a layout, in the order they run.
 ///
 /// With KV sharing the cuts of four chunks are at half of the own-KV layers (rounded up), at their end, and at half of
-/// the sharing ones (rounded down); without it chunk i of n ends at `round(i * L / n)`. These are the boundaries that
-/// the published runtime computes for itself.
+/// the sharing ones (rounded down); without it chunk i of four ends at `round(i * L / 4)`. These are the boundaries that
+/// the published runtime computes for itself. Layouts with fewer chunks leave cuts out.
 ///
 /// # Errors
 /// [`Error::TooFewLayers`], or [`Error::ProducerElsewhere`] when a layer that others share K/V with would not lie in
 /// the chunk that hands K/V on.
 pub fn chunks(plan: &ModelPlan, layout: Layout) -> Result<Vec<ChunkSpec>> {
-    match layout {
-        Layout::Swa4 => swa4(plan, layout),
-    }
+    named(
+        plan,
+        layout,
+        layout.names(CacheForm::Shift),
+        &[FunctionKind::Decode],
+    )
 }
 
-fn swa4(plan: &ModelPlan, layout: Layout) -> Result<Vec<ChunkSpec>> {
-    const CHUNKS: usize = 4;
-    let layers = plan.layers.len();
-    let own = plan.first_shared;
-    let too_few = |what, expected, got| Error::TooFewLayers {
-        layout: layout.to_string(),
-        chunks: CHUNKS,
-        what,
-        expected,
-        got,
-    };
-    if own == layers {
-        if layers < CHUNKS {
-            return Err(too_few("layers", CHUNKS, layers));
-        }
-        return Ok(named(&even_cuts(layers, CHUNKS)));
-    }
-    if own < 2 {
-        return Err(too_few("layers with their own K/V", 2, own));
-    }
-    if layers - own < 2 {
-        return Err(too_few("layers that share K/V", 2, layers - own));
-    }
-    let specs = named(&[own.div_ceil(2), own, own + (layers - own) / 2, layers]);
-    producers_in(plan, layout, &specs, 1)?;
-    Ok(specs)
-}
-
-/// Ends of n nearly equal runs: `round(i * layers / n)`, halves up.
-fn even_cuts(layers: usize, n: usize) -> Vec<usize> {
-    (1..=n).map(|i| (2 * i * layers + n) / (2 * n)).collect()
-}
-
-/// Chunks `chunk1`, `chunk2`, ... from their ends.
-fn named(ends: &[usize]) -> Vec<ChunkSpec> {
+fn named(
+    plan: &ModelPlan,
+    layout: Layout,
+    names: &[&str],
+    functions: &[FunctionKind],
+) -> Result<Vec<ChunkSpec>> {
+    let ends = ends(plan, layout)?;
     let mut start = 0;
     let mut specs = Vec::with_capacity(ends.len());
-    for (i, &end) in ends.iter().enumerate() {
+    for (i, (&end, name)) in ends.iter().zip(names).enumerate() {
         specs.push(ChunkSpec {
-            name: format!("chunk{}", i + 1),
+            name: (*name).to_owned(),
             layers: start..end,
             first: i == 0,
             last: i + 1 == ends.len(),
+            functions: functions.to_vec(),
         });
         start = end;
     }
-    specs
+    producers_together(plan, layout, &specs)?;
+    Ok(specs)
 }
 
-/// Checks that both producers lie in chunk `index`.
-fn producers_in(plan: &ModelPlan, layout: Layout, specs: &[ChunkSpec], index: usize) -> Result<()> {
+/// Where the chunks of a layout end.
+fn ends(plan: &ModelPlan, layout: Layout) -> Result<Vec<usize>> {
+    let layers = plan.layers.len();
+    let own = plan.first_shared;
+    let four = match own == layers {
+        true => (1..=4).map(|i| (2 * i * layers + 4) / 8).collect(),
+        false => vec![own.div_ceil(2), own, own + (layers - own) / 2, layers],
+    };
+    let ends: Vec<usize> = layout.cuts().iter().map(|&cut| four[cut]).collect();
+    let starts = std::iter::once(&0).chain(&ends);
+    if starts.zip(&ends).any(|(start, end)| start >= end) {
+        let (what, expected, got) = match own == layers {
+            true => ("layers", ends.len(), layers),
+            false if own < 2 => ("layers with their own K/V", 2, own),
+            false => ("layers that share K/V", 2, layers - own),
+        };
+        return Err(Error::TooFewLayers {
+            layout: layout.to_string(),
+            chunks: ends.len(),
+            what,
+            expected,
+            got,
+        });
+    }
+    Ok(ends)
+}
+
+/// Checks that both producers lie in the chunk that holds the last own-KV layer: it hands K/V on.
+fn producers_together(plan: &ModelPlan, layout: Layout, specs: &[ChunkSpec]) -> Result<()> {
     let Some(producers) = &plan.producers else {
+        return Ok(());
+    };
+    let holder = |layer: usize| specs.iter().find(|s| s.layers.contains(&layer));
+    let Some(expected) = plan.first_shared.checked_sub(1).and_then(holder) else {
         return Ok(());
     };
     for (kind, producer) in [
@@ -118,15 +246,15 @@ fn producers_in(plan: &ModelPlan, layout: Layout, specs: &[ChunkSpec], index: us
         (LayerKind::Full, producers.full),
     ] {
         let Some(producer) = producer else { continue };
-        if let Some(found) = specs.iter().find(|s| s.layers.contains(&producer))
-            && found.name != specs[index].name
+        if let Some(found) = holder(producer)
+            && found.name != expected.name
         {
             return Err(Error::ProducerElsewhere {
                 layout: layout.to_string(),
                 kind,
                 producer,
                 chunk: found.name.clone(),
-                expected: specs[index].name.clone(),
+                expected: expected.name.clone(),
             });
         }
     }

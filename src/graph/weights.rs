@@ -1,6 +1,7 @@
 //! Which checkpoint tensor fills which constant of a chunk.
 
 use super::error::{Error, Result};
+use super::forms::GraphOptions;
 use super::split::ChunkSpec;
 use crate::gemma::ModelPlan;
 use crate::mil::{DType, DeferredConst};
@@ -72,14 +73,23 @@ pub(super) fn tensor_name(index: usize, suffix: &str) -> String {
     format!("layers.{index}.{suffix}")
 }
 
-/// The weights of a chunk in canonical blob order: per-layer inputs, layers, final norm, head. It depends on the layers
-/// of the chunk alone, not on its functions, so that packages with other functions have the same weight file.
+/// The weights of a chunk in canonical blob order: per-layer inputs, layers, final norm, head; the embedding, where only
+/// the first chunk looks it up, comes first. It depends on the layers of the chunk and on where its inputs are made, not on
+/// its functions, so that packages with other functions have the same weight file.
 ///
 /// # Errors
 /// [`Error::WeightRank`] for a tensor that is neither a matrix nor a vector.
-pub fn chunk_weights(plan: &ModelPlan, spec: &ChunkSpec) -> Result<Vec<WeightBinding>> {
+pub fn chunk_weights(
+    plan: &ModelPlan,
+    spec: &ChunkSpec,
+    options: &GraphOptions,
+) -> Result<Vec<WeightBinding>> {
     let mut list = Vec::new();
-    if spec.first && plan.ple_dim > 0 {
+    let embedding = (HEAD.to_owned(), vec![plan.vocab, plan.hidden]);
+    if spec.first && options.layout.takes_ids() && !spec.last {
+        list.push(binding(embedding.0.clone(), embedding.1.clone())?);
+    }
+    if spec.first && plan.ple_dim > 0 && !options.cache.keeps_context() {
         let width = plan.layers.len() * plan.ple_dim;
         list.push(binding(
             PLE_PROJECTION.to_owned(),
@@ -94,7 +104,7 @@ pub fn chunk_weights(plan: &ModelPlan, spec: &ChunkSpec) -> Result<Vec<WeightBin
     }
     if spec.last {
         list.push(binding(FINAL_NORM.to_owned(), vec![plan.hidden])?);
-        list.push(binding(HEAD.to_owned(), vec![plan.vocab, plan.hidden])?);
+        list.push(binding(embedding.0, embedding.1)?);
     }
     Ok(list)
 }

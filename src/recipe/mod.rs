@@ -5,10 +5,12 @@
 //! description = "one line: what it is"
 //! status = "default"
 //!
-//! layout = "swa4"            # how the layers are split into packages
-//! attention = "standard"
-//! cache = "shift"
-//! functions = ["decode"]
+//! layout = "swa4"            # how the layers are split into packages: swa4, swa3, swa3-topology1, swa2, swa1, lite2, monolithic
+//! attention = "standard"     # or "flash-C": full layers take C keys at a time
+//! cache = "shift"            # or "window-FW", "full", "state", "state-mask", "state-full"
+//! functions = ["decode"]     # and "prefill-N", "verify-K"
+//! prefill = "separate"       # optional; or "combined": prefill functions in the packages of decode
+//! pad_kv_heads = 32          # optional; KV heads of the caches padded with zeros to a multiple of this
 //! context = 2048             # optional; else min(2048, max_position_embeddings)
 //! compat = false             # optional; true: bit-parity with the published bundles where they are wrong
 //!
@@ -23,7 +25,8 @@
 //! scheme = "palette8-g32"
 //! ```
 //!
-//! The built-in recipes are the files of `recipes/`, compiled in.
+//! The built-in recipes are the files of `recipes/`, compiled in. One whose name ends in a number can be asked for with
+//! another number: `flash-256` is `recipes/flash-1024.toml` with 256 in the place of 1024.
 
 mod error;
 mod rules;
@@ -37,7 +40,9 @@ use serde::Deserialize;
 pub use error::{Error, Result};
 pub use rules::{Candidate, Choice, Pattern, QuantRules, Reason, Rule};
 
-use crate::graph::{AttentionForm, CacheForm, FunctionKind, Layout};
+use crate::graph::{
+    AttentionForm, CacheForm, FunctionKind, GraphOptions, Layout, PrefillPackages,
+};
 
 /// Name of the recipe used when none is named.
 pub const DEFAULT: &str = "swa4-int4";
@@ -45,20 +50,19 @@ pub const DEFAULT: &str = "swa4-int4";
 /// Context length when neither recipe nor caller says, unless the model has fewer positions.
 pub const DEFAULT_CONTEXT: usize = 2048;
 
-/// Name and TOML text of each built-in recipe, the default first.
-const BUILTIN: [(&str, &str); 8] = [
-    ("swa4-int4", include_str!("../../recipes/swa4-int4.toml")),
-    ("swa4-fp16", include_str!("../../recipes/swa4-fp16.toml")),
-    ("swa4-w2", include_str!("../../recipes/swa4-w2.toml")),
-    ("swa4-w3", include_str!("../../recipes/swa4-w3.toml")),
-    ("swa4-w6", include_str!("../../recipes/swa4-w6.toml")),
-    ("swa4-w8", include_str!("../../recipes/swa4-w8.toml")),
-    ("swa4-int8", include_str!("../../recipes/swa4-int8.toml")),
-    (
-        "swa4-int4-block",
-        include_str!("../../recipes/swa4-int4-block.toml"),
-    ),
-];
+macro_rules! builtin {
+    ($($name:literal)*) => {
+        /// Name and TOML text of each built-in recipe, the default first.
+        const BUILTIN: &[(&str, &str)] =
+            &[$(($name, include_str!(concat!("../../recipes/", $name, ".toml")))),*];
+    };
+}
+
+builtin! {
+    "swa4-int4" "swa4-fp16" "swa4-w2" "swa4-w3" "swa4-w6" "swa4-w8" "swa4-int8" "swa4-int4-block" "swa4-8k"
+    "swa3" "swa3-topology1" "swa2" "swa1" "lite2" "monolithic" "stateless-full" "wfa-2048" "flash-1024"
+    "stateful" "stateful-3chunk" "stateful-mask" "padded-kv" "stateful-padded" "prefill-1024" "prefill-combined" "verify-3"
+}
 
 /// A recipe: everything that decides a bundle, beside the checkpoint.
 #[derive(Debug, Clone, Deserialize)]
@@ -78,6 +82,11 @@ pub struct Recipe {
     pub cache: CacheForm,
     /// The functions of each package, the default one first.
     pub functions: Vec<FunctionKind>,
+    /// Where prefill functions go.
+    #[serde(default)]
+    pub prefill: PrefillPackages,
+    /// KV heads of the caches are padded with zeros to a multiple of this.
+    pub pad_kv_heads: Option<usize>,
     /// Context length in tokens.
     pub context: Option<usize>,
     /// Follow the published bundles where they differ from Gemma 4.
@@ -111,18 +120,28 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// A built-in recipe by name.
+    /// A built-in recipe by name, or by a name with another number at its end.
     ///
     /// # Errors
     /// [`Error::Unknown`] with the names there are.
     pub fn builtin(name: &str) -> Result<Self> {
-        match BUILTIN.iter().find(|(n, _)| *n == name) {
-            Some((name, text)) => Self::parse(&format!("recipe {name}"), text),
-            None => Err(Error::Unknown {
-                name: name.to_owned(),
-                known: BUILTIN.iter().map(|(n, _)| (*n).to_owned()).collect(),
-            }),
+        let file = format!("recipe {name}");
+        if let Some((_, text)) = BUILTIN.iter().find(|(n, _)| *n == name) {
+            return Self::parse(&file, text);
         }
+        if let Some((stem, number)) = numbered(name) {
+            for (known, text) in BUILTIN {
+                if let Some((of_known, default)) = numbered(known)
+                    && of_known == stem
+                {
+                    return Self::parse(&file, &with_number(text, default, number));
+                }
+            }
+        }
+        Err(Error::Unknown {
+            name: name.to_owned(),
+            known: BUILTIN.iter().map(|(n, _)| (*n).to_owned()).collect(),
+        })
     }
 
     /// All built-in recipes, the default first.
@@ -160,6 +179,20 @@ impl Recipe {
         asked
             .or(self.context)
             .unwrap_or(DEFAULT_CONTEXT.min(max_positions))
+    }
+
+    /// What the packages are built for.
+    pub fn graph_options(&self, context: usize) -> GraphOptions {
+        GraphOptions {
+            context,
+            layout: self.layout,
+            attention: self.attention,
+            cache: self.cache,
+            functions: self.functions.clone(),
+            prefill: self.prefill,
+            pad_kv_heads: self.pad_kv_heads,
+            compat: self.compat,
+        }
     }
 
     /// What serde cannot see. The error is the field and what is wrong with it.
@@ -200,6 +233,29 @@ impl Recipe {
         }
         Ok(())
     }
+}
+
+/// Stem and number of a name that ends in `-` and digits.
+fn numbered(name: &str) -> Option<(&str, &str)> {
+    let (stem, number) = name.rsplit_once('-')?;
+    let digits = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+    digits.then_some((stem, number))
+}
+
+/// `text` with `number` in the place of every `default` that stands alone.
+fn with_number(text: &str, default: &str, number: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(default) {
+        let end = at + default.len();
+        let digit = |c: Option<char>| c.is_some_and(|c| c.is_ascii_digit());
+        let alone = !digit(rest[..at].chars().next_back()) && !digit(rest[end..].chars().next());
+        out.push_str(&rest[..at]);
+        out.push_str(if alone { number } else { default });
+        rest = &rest[end..];
+    }
+    out.push_str(rest);
+    out
 }
 
 fn invalid(file: &str, text: &str, error: &toml::de::Error) -> Error {

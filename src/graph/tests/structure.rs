@@ -330,6 +330,7 @@ fn a_sharing_layer_needs_its_source() {
         name: "part".into(),
         layers: 3..6,
         first: false,
+        functions: vec![crate::graph::FunctionKind::Decode],
         last: true,
     };
     let error = build_chunk(&plan, &spec, &GraphOptions::decode(16)).unwrap_err();
