@@ -114,7 +114,7 @@ pub fn pack(
 fn is_compiled(bundle: &Bundle, name: &str) -> bool {
     let top = name.split('/').next().unwrap_or_default();
     top.strip_suffix(".mlmodelc")
-        .is_some_and(|stem| bundle.chunks().iter().any(|c| c.name == stem))
+        .is_some_and(|stem| bundle.packages().any(|c| c.name == stem))
 }
 
 fn write_archive(

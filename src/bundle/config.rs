@@ -72,12 +72,24 @@ pub struct BundleConfig {
     /// Rows of the per-layer table; `vocab_size` when absent.
     #[serde(default)]
     pub vocab_size_per_layer_input: Option<usize>,
-    /// Chunk split and attention form, `swa4`.
+    /// Chunk split, `swa4`.
     #[serde(default = "default_layout")]
     pub layout: String,
-    /// Package names without suffix, in the order they run.
-    #[serde(default = "default_chunks")]
+    /// Packages of decode without suffix, in the order they run. Where they are not named, the files tell (`layout::find`).
+    #[serde(default)]
     pub chunks: Vec<String>,
+    /// Packages of prefill without suffix, in the order they run.
+    #[serde(default)]
+    pub prefill_chunks: Vec<String>,
+    /// The layer behind the last of each chunk of decode.
+    #[serde(default)]
+    pub chunk_ends: Vec<usize>,
+    /// Positions that full layers keep, where that is fewer than the context.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full_attention_window: Option<usize>,
+    /// KV heads of the caches are padded to a multiple of this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pad_kv_heads: Option<usize>,
     /// Format of both row tables.
     #[serde(default)]
     pub table_format: RowFormat,
@@ -90,10 +102,6 @@ fn default_layout() -> String {
     "swa4".into()
 }
 
-fn default_chunks() -> Vec<String> {
-    layout::CHUNKS.iter().map(|s| s.to_string()).collect()
-}
-
 fn default_rope() -> String {
     "proportional".into()
 }
@@ -103,10 +111,13 @@ impl BundleConfig {
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(layout::MODEL_CONFIG);
         let text = std::fs::read(&path).map_err(at(&path))?;
-        let config: Self = serde_json::from_slice(&text).map_err(|e| Error::Json {
+        let mut config: Self = serde_json::from_slice(&text).map_err(|e| Error::Json {
             path: path.clone(),
             reason: e.to_string(),
         })?;
+        if config.chunks.is_empty() {
+            (config.chunks, config.prefill_chunks) = layout::find(dir);
+        }
         config.check()?;
         Ok(config)
     }
@@ -132,6 +143,34 @@ impl BundleConfig {
             .unwrap_or(self.num_key_value_heads)
     }
 
+    /// KV heads of a cache that holds layers of so many.
+    pub fn cache_heads(&self, kv_heads: usize) -> usize {
+        kv_heads.next_multiple_of(self.pad_kv_heads.unwrap_or(1).max(1))
+    }
+
+    /// Positions of the caches of full layers.
+    pub fn full_positions(&self) -> usize {
+        self.full_attention_window.unwrap_or(self.context_length)
+    }
+
+    /// The layer behind the last of each chunk of decode: as written, else the cuts of the published four or three chunks.
+    pub fn chunk_ends(&self) -> Vec<usize> {
+        let (layers, own) = (
+            self.num_layers,
+            self.num_layers - self.num_kv_shared_layers,
+        );
+        let four = match own == layers {
+            true => (1..=4).map(|i| (2 * i * layers + 4) / 8).collect(),
+            false => vec![own.div_ceil(2), own, own + (layers - own) / 2, layers],
+        };
+        match self.chunks.len() {
+            _ if !self.chunk_ends.is_empty() => self.chunk_ends.clone(),
+            4 => four,
+            3 => vec![four[0], four[2], four[3]],
+            _ => Vec::new(),
+        }
+    }
+
     /// Rows of the per-layer table.
     pub fn per_layer_rows(&self) -> usize {
         self.vocab_size_per_layer_input.unwrap_or(self.vocab_size)
@@ -154,6 +193,8 @@ impl BundleConfig {
             ("head_dim", self.head_dim),
             ("global_head_dim", self.global_head_dim),
             ("vocab_size_per_layer_input", self.per_layer_rows()),
+            ("full_attention_window", self.full_positions()),
+            ("pad_kv_heads", self.pad_kv_heads.unwrap_or(1)),
         ];
         for (field, value) in sizes {
             // Every size is a count of something in memory: the bound keeps products of two from overflowing.
@@ -219,15 +260,23 @@ impl BundleConfig {
 
     fn check_chunks(&self) -> Result<()> {
         if self.chunks.is_empty() {
-            return wrong("chunks", "at least one name", "[]");
+            return wrong("chunks", "at least one name, or packages of a known layout", "none");
         }
-        for (i, name) in self.chunks.iter().enumerate() {
+        let ends = &self.chunk_ends;
+        let rising = ends.windows(2).all(|w| w[0] < w[1]) && ends.first() != Some(&0);
+        let whole = ends.len() == self.chunks.len() && ends.last() == Some(&self.num_layers);
+        if !ends.is_empty() && !(rising && whole) {
+            let expected = format!("{} rising ends up to {}", self.chunks.len(), self.num_layers);
+            return wrong("chunk_ends", &expected, &format!("{ends:?}"));
+        }
+        let all: Vec<&String> = self.chunks.iter().chain(&self.prefill_chunks).collect();
+        for (i, name) in all.iter().enumerate() {
             let plain =
                 !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
             if !plain {
                 return wrong("chunks", "names of letters, digits and _", name);
             }
-            if self.chunks[..i].contains(name) {
+            if all[..i].contains(name) {
                 return wrong("chunks", "distinct names", name);
             }
         }

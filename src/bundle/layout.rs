@@ -1,6 +1,7 @@
 //! File names of a bundle. The int8 and RoPE names are those of the published runtime (bundle contract, 4.1).
 
 use super::table::RowFormat;
+use std::path::Path;
 
 /// Model facts, read by the device runtime.
 pub const MODEL_CONFIG: &str = "model_config.json";
@@ -27,8 +28,37 @@ pub const ROPE: [&str; 4] = [
     "cos_full.npy",
     "sin_full.npy",
 ];
-/// Chunks of the four-chunk layout, in the order they run.
-pub const CHUNKS: [&str; 4] = ["chunk1", "chunk2", "chunk3", "chunk4"];
+/// Packages of decode of each layout, as runtimes look for them: the first set that is there is taken.
+const DECODE_SETS: [&[&str]; 9] = [
+    &["chunk1", "chunk2_3way", "chunk3_3way"],
+    &["chunk1", "chunk2", "chunk3", "chunk4"],
+    &["chunk_1", "chunk_2", "chunk_3", "chunk_4"],
+    &["chunk_1", "chunk_2", "chunk_3"],
+    &["chunk1_topoI", "chunk2_topoI", "chunk3_topoI"],
+    &["merged_chunk1", "merged_chunk2"],
+    &["merged_full"],
+    &["lite_chunk1", "lite_chunk2"],
+    &["model"],
+];
+/// Packages that prefill has to itself.
+const PREFILL_SET: [&str; 4] = [
+    "prefill_chunk1",
+    "prefill_chunk2",
+    "prefill_chunk3",
+    "prefill_chunk4",
+];
+
+/// The packages of decode and of prefill in a directory, by their names; empty where no set is whole.
+pub fn find(dir: &Path) -> (Vec<String>, Vec<String>) {
+    let whole = |set: &[&str]| set.iter().all(|name| dir.join(package_dir(name)).is_dir());
+    let names = |set: &[&str]| set.iter().map(|name| (*name).to_owned()).collect();
+    let decode = DECODE_SETS.iter().find(|set| whole(set));
+    let prefill = whole(&PREFILL_SET).then_some(&PREFILL_SET[..]);
+    (
+        decode.map(|set| names(set)).unwrap_or_default(),
+        prefill.map(names).unwrap_or_default(),
+    )
+}
 
 /// Fewest rows of a RoPE table (bundle contract, section 7).
 pub const MIN_ROPE_ROWS: usize = 4096;

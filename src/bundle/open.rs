@@ -16,6 +16,7 @@ pub struct Bundle {
     dir: PathBuf,
     config: BundleConfig,
     chunks: Vec<Chunk>,
+    prefill: Vec<Chunk>,
     embed: RowTable,
     per_layer: Option<PerLayer>,
     rope: RopeTables,
@@ -75,8 +76,9 @@ impl Bundle {
         };
         let provenance = Provenance::read(dir)?;
         check_recorded(dir, &provenance)?;
-        let mut chunks = Vec::with_capacity(config.chunks.len());
-        for name in &config.chunks {
+        let names = config.chunks.iter().chain(&config.prefill_chunks);
+        let mut chunks = Vec::new();
+        for name in names {
             let path = dir.join(layout::package_dir(name));
             if !path.is_dir() {
                 return Err(Error::Missing {
@@ -94,11 +96,13 @@ impl Bundle {
                 package,
             });
         }
-        check::chunks(&config, &chunks)?;
+        let prefill = chunks.split_off(config.chunks.len());
+        check::packages(&config, &chunks, &prefill)?;
         Ok(Self {
             dir: dir.to_path_buf(),
             config,
             chunks,
+            prefill,
             embed,
             per_layer,
             rope,
@@ -116,9 +120,19 @@ impl Bundle {
         &self.config
     }
 
-    /// Packages in the order they run.
+    /// Packages of decode in the order they run.
     pub fn chunks(&self) -> &[Chunk] {
         &self.chunks
+    }
+
+    /// Packages that prefill has to itself, in the order they run; empty where it has none.
+    pub fn prefill(&self) -> &[Chunk] {
+        &self.prefill
+    }
+
+    /// Every package: those of decode, then those of prefill.
+    pub fn packages(&self) -> impl Iterator<Item = &Chunk> {
+        self.chunks.iter().chain(&self.prefill)
     }
 
     /// RoPE tables.

@@ -36,7 +36,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     let output = args.output.as_ref().unwrap_or(&args.bundle);
     std::fs::create_dir_all(output).or_unexpected()?;
     let mut done = Vec::new();
-    for chunk in bundle.chunks() {
+    for chunk in bundle.packages() {
         console.begin(&format!("compiling {}", chunk.name), 0);
         let compiled = compile(&chunk.name, &chunk.path, output)?;
         console.end();

@@ -6,6 +6,7 @@ use crate::bundle::provenance::{CheckpointRecord, FORMAT, RecipeRecord, Tool};
 use crate::bundle::{BundleConfig, Provenance};
 use crate::checkpoint::Checkpoint;
 use crate::gemma::ModelPlan;
+use crate::graph::{CacheForm, ChunkSpec, FunctionKind};
 use crate::recipe::Recipe;
 
 /// First token of a prompt when the checkpoint's config does not say; the family's.
@@ -32,10 +33,13 @@ impl Job<'_> {
         }
     }
 
-    /// `model_config.json`; `chunks` are the packages in the order they run.
-    pub fn config(&self, chunks: Vec<String>) -> BundleConfig {
+    /// `model_config.json`; `packages` are all of them in the order they run.
+    pub fn config(&self, packages: &[ChunkSpec]) -> BundleConfig {
         let (plan, text) = (self.plan, self.checkpoint.config());
         let per_layer = plan.ple_dim > 0;
+        let decodes = |spec: &&ChunkSpec| spec.functions.contains(&FunctionKind::Decode);
+        let (decode, prefill): (Vec<_>, Vec<_>) = packages.iter().partition(decodes);
+        let names = |specs: &[&ChunkSpec]| specs.iter().map(|s| s.name.clone()).collect();
         BundleConfig {
             model_name: self.model_id.to_string(),
             architecture: "gemma4".into(),
@@ -70,7 +74,14 @@ impl Job<'_> {
             num_global_key_value_heads: Some(plan.full.kv_heads),
             vocab_size_per_layer_input: per_layer.then_some(plan.ple_vocab),
             layout: self.recipe.layout.name().to_string(),
-            chunks,
+            chunks: names(&decode),
+            prefill_chunks: names(&prefill),
+            chunk_ends: decode.iter().map(|s| s.layers.end).collect(),
+            full_attention_window: match self.recipe.cache {
+                CacheForm::Window(positions) => Some(positions),
+                _ => None,
+            },
+            pad_kv_heads: self.recipe.pad_kv_heads,
             table_format: row_format(self.recipe.quantize.tables),
             full_rope: self.full_rope().to_string(),
         }

@@ -14,7 +14,7 @@ use crate::bundle::staging::Staging;
 use crate::bundle::{Bundle, files, layout};
 use crate::checkpoint::{Checkpoint, Tokenizer, stop_ids};
 use crate::gemma::{ModelPlan, names};
-use crate::graph::build_chunk;
+use crate::graph::{ChunkSpec, build_chunk};
 use crate::package::{ModelDescription, PackageSpec, write_package};
 use crate::progress::Progress;
 use crate::quantize::ErrorStats;
@@ -161,8 +161,8 @@ impl Build<'_> {
             .iter()
             .filter_map(|(name, _)| journal.done().iter().find(|d| d.unit == *name).cloned())
             .collect();
-        let names = chunks.iter().map(|c| c.spec.name.clone()).collect();
-        let files = self.write_facts(&content, names, &fingerprint, &done)?;
+        let specs: Vec<ChunkSpec> = chunks.iter().map(|c| c.spec.clone()).collect();
+        let files = self.write_facts(&content, &specs, &fingerprint, &done)?;
         self.stages.time("check", || Bundle::open(&content))?;
         Ok(Built {
             files,
@@ -441,12 +441,12 @@ impl Build<'_> {
     fn write_facts(
         &self,
         content: &Path,
-        chunks: Vec<String>,
+        packages: &[ChunkSpec],
         fingerprint: &str,
         done: &[Done],
     ) -> Result<BTreeMap<String, FileRecord>> {
         let path = content.join(layout::MODEL_CONFIG);
-        files::write_synced(&path, self.job.config(chunks).to_json()?.as_bytes())?;
+        files::write_synced(&path, self.job.config(packages).to_json()?.as_bytes())?;
         let config = Done {
             unit: "config".to_string(),
             files: BTreeMap::from([(layout::MODEL_CONFIG.to_string(), files::record(&path)?)]),

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::bundle::{Bundle, NpyTable};
+use crate::bundle::{Bundle, BundleConfig, Chunk, NpyTable};
 use crate::checkpoint::Checkpoint;
 use crate::gemma::reference::{Cache, Keep, Reference};
 use crate::runtime::{
-    BoxError, ChainSpec, DecodeOptions, Decoder, Overflow, Precision, RopeTable, RopeTables,
-    Tensor, TokenRows,
+    BoxError, ChainSpec, DecodeOptions, Decoder, Overflow, Owner, PerLayerMix, Precision, RopeTable,
+    RopeTables, Tensor, TokenRows,
 };
 
 use super::error::{Error, Result};
@@ -61,11 +61,18 @@ pub fn is_unquantized(bundle: &Bundle) -> bool {
 fn chain(bundle: &Bundle) -> Result<ChainSpec> {
     let config = bundle.config();
     let rope = bundle.rope();
-    let chunks = bundle.chunks().iter();
+    let paths = |chunks: &[Chunk]| {
+        let chunks = chunks.iter();
+        chunks.map(|c| (c.name.clone(), c.path.clone())).collect()
+    };
     Ok(ChainSpec {
-        chunks: chunks.map(|c| (c.name.clone(), c.path.clone())).collect(),
+        chunks: paths(bundle.chunks()),
+        prefill: paths(bundle.prefill()),
         context: config.context_length,
         window: config.sliding_window,
+        full_window: config.full_attention_window,
+        per_layer_mix: per_layer_mix(bundle),
+        owners: owners(config),
         hidden: config.hidden_size,
         per_layer: config.per_layer_width(),
         rope: RopeTables {
@@ -74,6 +81,38 @@ fn chain(bundle: &Bundle) -> Result<ChainSpec> {
             cos_full: rope_table(&rope.cos_full)?,
             sin_full: rope_table(&rope.sin_full)?,
         },
+    })
+}
+
+/// The layers that own K/V, each with its chunk.
+fn owners(config: &BundleConfig) -> Vec<Owner> {
+    let ends = config.chunk_ends();
+    let own = config.num_layers - config.num_kv_shared_layers;
+    let kinds = config.layer_types.iter().enumerate().take(own);
+    let owners = kinds.map(|(layer, kind)| {
+        Some(Owner {
+            chunk: ends.iter().position(|&end| layer < end)?,
+            sliding: kind == "sliding_attention",
+        })
+    });
+    owners.collect::<Option<_>>().unwrap_or_default()
+}
+
+/// What combines per-layer rows, where the first chunk takes them combined.
+fn per_layer_mix(bundle: &Bundle) -> Option<PerLayerMix> {
+    let package = &bundle.chunks().first()?.package;
+    let decode = package.functions().get(package.default_function())?;
+    decode.type_of("per_layer_combined")?;
+    let (projection, norm) = (bundle.per_layer_projection()?, bundle.per_layer_norm()?);
+    let config = bundle.config();
+    let halves = projection.as_chunks::<2>().0.iter();
+    let words = norm.as_chunks::<4>().0.iter();
+    Some(PerLayerMix {
+        projection: halves.map(|&b| half::f16::from_le_bytes(b)).collect(),
+        norm: words.map(|&b| f32::from_le_bytes(b)).collect(),
+        projection_scale: config.per_layer_model_projection_scale? as f32,
+        combine_scale: config.per_layer_input_scale? as f32,
+        eps: config.rms_norm_eps as f32,
     })
 }
 

@@ -1,10 +1,12 @@
 //! What the decode loop needs of a bundle, and how its chunks feed each other.
 //!
 //! Which feature goes where is decided from the declared names: `X_in` with an output `X_out` of the same chunk is a cache
-//! that comes back in the next step; a name of [`Host`] is filled by the loop; any other input is an output of an earlier
-//! chunk, under its own name or with `_out` behind it.
+//! that comes back in the next step (verify gives `new_X` instead, the rows to put into it); an output of an earlier chunk,
+//! under its own name or with `_out` behind it, goes to the input of that name; any other name of [`Host`] is filled by
+//! the loop. `K0`, `V0`, `K1`, ... of prefill are rows of the layers that own K/V, in order.
 
 use super::error::{Error, Result};
+use super::host::{CallKind, Conventions, Host};
 use super::model::Model;
 use super::plan::Feature;
 use crate::mil::{DType, TensorType};
@@ -12,7 +14,7 @@ use half::f16;
 use std::path::PathBuf;
 
 /// A table of cos or sin rows, as stored: `[rows, dim]` fp16, row = position.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct RopeTable {
     /// Number of positions.
     pub rows: usize,
@@ -23,7 +25,7 @@ pub struct RopeTable {
 }
 
 /// The four RoPE tables of a bundle.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct RopeTables {
     /// `cos_sliding.npy`, feature `cos_s`.
     pub cos_sliding: RopeTable,
@@ -35,77 +37,74 @@ pub struct RopeTables {
     pub sin_full: RopeTable,
 }
 
-/// The chunks of a decode chain.
-#[derive(Clone, Debug)]
+/// What a bundle's chunks are and hold.
+#[derive(Clone, Debug, Default)]
 pub struct ChainSpec {
-    /// `(name, package directory)` in execution order.
+    /// `(name, package directory)` of decode in execution order.
     pub chunks: Vec<(String, PathBuf)>,
-    /// Positions of the full-attention caches.
+    /// The same for prefill, where it has packages of its own.
+    pub prefill: Vec<(String, PathBuf)>,
+    /// Positions of the caches that keep every position.
     pub context: usize,
     /// Positions of the sliding caches, the current token included.
     pub window: usize,
+    /// Positions that full layers keep, where that is fewer than the context.
+    pub full_window: Option<usize>,
     /// Width of the residual stream.
     pub hidden: usize,
     /// Length of a per-layer row, layers × per-layer dim; 0 without per-layer embeddings.
     pub per_layer: usize,
     /// RoPE rows.
     pub rope: RopeTables,
+    /// What combines per-layer rows where no chunk does.
+    pub per_layer_mix: Option<PerLayerMix>,
+    /// The layers that own K/V, in order, with the index of their chunk of decode: where prefill's rows go.
+    pub owners: Vec<Owner>,
 }
 
-/// A feature that the decode loop fills.
+/// A layer that owns K/V.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Host {
-    /// `hidden_states [1, 1, H]`: the embedding row.
-    Hidden,
-    /// `per_layer_raw [1, 1, L * D]`: the per-layer row.
-    PerLayer,
-    /// `causal_mask_full [1, 1, 1, context]`: 0 up to the position, -inf after it.
-    FullMask,
-    /// `causal_mask_sliding [1, 1, 1, window]`: the last min(position + 1, window) are 0, those before -inf.
-    SlidingMask,
-    /// `update_mask [1, 1, context, 1]`: 1 at the position, 0 elsewhere.
-    UpdateMask,
-    /// `cos_s [1, 1, 1, head_dim]`.
-    CosSliding,
-    /// `sin_s`.
-    SinSliding,
-    /// `cos_f [1, 1, 1, global_head_dim]`.
-    CosFull,
-    /// `sin_f`.
-    SinFull,
+pub struct Owner {
+    /// Index of its chunk of decode.
+    pub chunk: usize,
+    /// Sliding or full attention.
+    pub sliding: bool,
 }
 
-impl Host {
-    /// Every feature with its name.
-    pub const ALL: [(Host, &'static str); 9] = [
-        (Host::Hidden, "hidden_states"),
-        (Host::PerLayer, "per_layer_raw"),
-        (Host::FullMask, "causal_mask_full"),
-        (Host::SlidingMask, "causal_mask_sliding"),
-        (Host::UpdateMask, "update_mask"),
-        (Host::CosSliding, "cos_s"),
-        (Host::SinSliding, "sin_s"),
-        (Host::CosFull, "cos_f"),
-        (Host::SinFull, "sin_f"),
-    ];
+/// Combines a per-layer row with the projected embedding: `(rms(P h * scale) * gain + row) * combine_scale`, the norm over
+/// each layer's own values.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PerLayerMix {
+    /// P, `[layers * dim, hidden]` row-major.
+    pub projection: Vec<f16>,
+    /// The gain, `[dim]`.
+    pub norm: Vec<f32>,
+    /// `hidden^-0.5`.
+    pub projection_scale: f32,
+    /// `2^-0.5`.
+    pub combine_scale: f32,
+    /// Epsilon of the norm.
+    pub eps: f32,
+}
 
-    fn named(name: &str) -> Option<Host> {
-        let found = Host::ALL.iter().find(|(_, n)| *n == name);
-        found.map(|(host, _)| *host)
-    }
-
-    /// The shape that the loop makes.
-    pub fn shape(self, spec: &ChainSpec) -> Vec<usize> {
-        match self {
-            Host::Hidden => vec![1, 1, spec.hidden],
-            Host::PerLayer => vec![1, 1, spec.per_layer],
-            Host::FullMask => vec![1, 1, 1, spec.context],
-            Host::SlidingMask => vec![1, 1, 1, spec.window],
-            Host::UpdateMask => vec![1, 1, spec.context, 1],
-            Host::CosSliding => vec![1, 1, 1, spec.rope.cos_sliding.dim],
-            Host::SinSliding => vec![1, 1, 1, spec.rope.sin_sliding.dim],
-            Host::CosFull => vec![1, 1, 1, spec.rope.cos_full.dim],
-            Host::SinFull => vec![1, 1, 1, spec.rope.sin_full.dim],
+impl PerLayerMix {
+    /// Combines in place: `row` holds the per-layer row of the token, `hidden` its embedding, both scaled.
+    pub fn combine(&self, hidden: &[f32], row: &mut [f32]) {
+        let dim = self.norm.len().max(1);
+        let layers = row.chunks_exact_mut(dim);
+        for (row, weights) in layers.zip(self.projection.chunks_exact((dim * hidden.len()).max(1))) {
+            let projected: Vec<f32> = weights
+                .chunks_exact(hidden.len())
+                .map(|w| {
+                    let sum: f32 = w.iter().zip(hidden).map(|(w, h)| w.to_f32() * h).sum();
+                    sum * self.projection_scale
+                })
+                .collect();
+            let square: f32 = projected.iter().map(|x| x * x).sum::<f32>() / dim as f32;
+            let inverse = (square + self.eps).sqrt().recip();
+            for ((value, x), gain) in row.iter_mut().zip(&projected).zip(&self.norm) {
+                *value = (x * inverse * gain + *value) * self.combine_scale;
+            }
         }
     }
 }
@@ -115,7 +114,7 @@ impl Host {
 pub(crate) enum Source {
     /// The decode loop.
     Host(Host),
-    /// The cache of this index.
+    /// The cache of this index; verify reads it and leaves it.
     Cache(usize),
     /// What an earlier chunk carried over, of this index; `last` if nothing reads it after.
     Carried { slot: usize, last: bool },
@@ -126,6 +125,8 @@ pub(crate) enum Source {
 pub(crate) enum Sink {
     /// The cache of this index.
     Cache(usize),
+    /// Rows for the cache of this index.
+    New(usize),
     /// To later chunks.
     Carried(usize),
 }
@@ -140,18 +141,35 @@ pub(crate) struct Wiring {
 }
 
 /// The wiring of a chain.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Chain {
+    /// What its functions are fed.
+    pub kind: CallKind,
     /// One per chunk.
     pub wirings: Vec<Wiring>,
-    /// Types of the caches.
-    pub caches: Vec<TensorType>,
+    /// The caches, as decode has them.
+    pub caches: Vec<Cache>,
+    /// How the caches are laid.
+    pub how: Conventions,
     /// Number of values carried over.
     pub carried: usize,
-    /// Carried slot of `token_id`.
+    /// Carried slot of `token_id`, for verify of `token_ids`.
     pub token_id: usize,
-    /// Carried slot of `token_logit`.
-    pub token_logit: usize,
+    /// Carried slot of `token_logit`; verify has none.
+    pub token_logit: Option<usize>,
+    /// Carried slots of prefill's K and V, one pair per layer that owns K/V, in order.
+    pub rows: Vec<(usize, usize)>,
+}
+
+/// A cache of a chunk of decode.
+#[derive(Clone, Debug)]
+pub(crate) struct Cache {
+    /// Index of the chunk.
+    pub chunk: usize,
+    /// Name without `_in`.
+    pub name: String,
+    /// Its type.
+    pub ty: TensorType,
 }
 
 /// An output seen so far.
@@ -163,28 +181,65 @@ struct Offered {
 }
 
 impl Chain {
-    /// Wires compiled chunks and checks that they agree with each other and with `spec`.
-    pub fn new(spec: &ChainSpec, chunks: &[(String, Model)]) -> Result<Self> {
+    /// Wires compiled chunks and checks that they agree with each other and with `spec`. `decode` is the chain whose caches
+    /// verify reads and prefill fills; none for decode itself.
+    pub fn new(
+        spec: &ChainSpec,
+        kind: CallKind,
+        chunks: &[(String, Model)],
+        decode: Option<&Chain>,
+    ) -> Result<Self> {
         check_rope(spec)?;
-        let mut chain = Chain::default();
+        let takes = |name: &str| {
+            let mut features = chunks.iter().flat_map(|(_, model)| model.inputs());
+            features.any(|f| f.name == name)
+        };
+        let how = match decode {
+            Some(decode) => decode.how,
+            None => Conventions {
+                ring: takes("ring_pos"),
+                full_window: spec.full_window,
+            },
+        };
+        let mut chain = Chain {
+            kind,
+            wirings: Vec::new(),
+            caches: decode.map(|d| d.caches.clone()).unwrap_or_default(),
+            how,
+            carried: 0,
+            token_id: 0,
+            token_logit: None,
+            rows: Vec::new(),
+        };
         let mut offered: Vec<Offered> = Vec::new();
-        for (chunk, model) in chunks {
-            let wiring = chain.wire(spec, chunk, model, &mut offered)?;
+        for (index, (chunk, model)) in chunks.iter().enumerate() {
+            let wiring = chain.wire(spec, (index, chunk), model, &mut offered)?;
             chain.wirings.push(wiring);
         }
         chain.carried = offered.len();
-        let result = |name: &str, dtype: DType| {
+        chain.results(chunks, &offered)?;
+        if let CallKind::Prefill(_) = kind {
+            let names: Vec<&str> = chunks.iter().map(|(name, _)| name.as_str()).collect();
+            chain.rows = prefill_rows(spec, &names, &offered)?;
+        }
+        chain.mark_last();
+        Ok(chain)
+    }
+
+    /// Finds the tokens among what the chunks give.
+    fn results(&mut self, chunks: &[(String, Model)], offered: &[Offered]) -> Result<()> {
+        let result = |name: &str, dtype: DType, count: usize| {
             let found = offered.iter().rev().find(|o| o.name == name);
             match found {
                 Some(o)
-                    if o.ty.elements() == Some(1)
+                    if o.ty.elements() == Some(count)
                         && (o.ty.dtype == DType::Int32) == (dtype == DType::Int32) =>
                 {
                     Ok(o.slot)
                 }
                 Some(o) => Err(Error::Chain {
                     chunk: o.chunk.clone(),
-                    what: format!("output `{name}`: expected one {dtype}, got {}", o.ty),
+                    what: format!("output `{name}`: expected {count} of {dtype}, got {}", o.ty),
                 }),
                 None => Err(Error::Chain {
                     chunk: chunks
@@ -194,58 +249,99 @@ impl Chain {
                 }),
             }
         };
-        chain.token_id = result("token_id", DType::Int32)?;
-        chain.token_logit = result("token_logit", DType::Fp16)?;
-        chain.mark_last();
-        Ok(chain)
+        if let CallKind::Verify(k) = self.kind {
+            self.token_id = result("token_ids", DType::Int32, k)?;
+            return Ok(());
+        }
+        self.token_id = result("token_id", DType::Int32, 1)?;
+        self.token_logit = Some(result("token_logit", DType::Fp16, 1)?);
+        Ok(())
     }
 
     fn wire(
         &mut self,
         spec: &ChainSpec,
-        chunk: &str,
+        (index, chunk): (usize, &str),
         model: &Model,
         offered: &mut Vec<Offered>,
     ) -> Result<Wiring> {
         let mut wiring = Wiring::default();
-        if let Some(state) = model.states().first() {
-            return Err(Error::Chain {
-                chunk: chunk.to_owned(),
-                what: format!(
-                    "state `{}`: stateful chunks are not decoded yet",
-                    state.name
-                ),
-            });
-        }
-        let first_cache = self.caches.len();
-        let mut cache_names = Vec::new();
         for input in model.inputs() {
-            let source = if let Some(returned) = returned_as(&input.name, model) {
-                self.check_cache(spec, chunk, input, &returned)?;
-                cache_names.push(returned.name);
-                self.caches.push(input.ty.clone());
-                Source::Cache(self.caches.len() - 1)
-            } else {
-                source_of(spec, chunk, input, offered)?
+            let source = match self.cache_of(spec, (index, chunk), model, input)? {
+                Some(cache) => Source::Cache(cache),
+                None => source_of(spec, (chunk, self), input, offered)?,
             };
             wiring.sources.push(source);
         }
         for (name, ty) in model.outputs() {
-            let cache = cache_names.iter().position(|cache| cache == name);
-            wiring.sinks.push(match cache {
-                Some(i) => Sink::Cache(first_cache + i),
-                None => {
-                    offered.push(Offered {
-                        chunk: chunk.to_owned(),
-                        name: name.to_owned(),
-                        ty: ty.clone(),
-                        slot: offered.len(),
-                    });
-                    Sink::Carried(offered.len() - 1)
-                }
-            });
+            let of_cache = |cache: &str| {
+                let mut caches = self.caches.iter();
+                caches.position(|c| c.chunk == index && c.name == cache)
+            };
+            let sink = match self.kind {
+                CallKind::Decode => name
+                    .strip_suffix("_out")
+                    .and_then(of_cache)
+                    .map(Sink::Cache),
+                CallKind::Verify(_) => name.strip_prefix("new_").and_then(of_cache).map(Sink::New),
+                CallKind::Prefill(_) => None,
+            };
+            wiring.sinks.push(sink.unwrap_or_else(|| {
+                offered.push(Offered {
+                    chunk: chunk.to_owned(),
+                    name: name.to_owned(),
+                    ty: ty.clone(),
+                    slot: offered.len(),
+                });
+                Sink::Carried(offered.len() - 1)
+            }));
         }
         Ok(wiring)
+    }
+
+    /// The cache that an input is, if it is one.
+    fn cache_of(
+        &mut self,
+        spec: &ChainSpec,
+        (index, chunk): (usize, &str),
+        model: &Model,
+        input: &Feature,
+    ) -> Result<Option<usize>> {
+        let Some(name) = input.name.strip_suffix("_in") else {
+            return Ok(None);
+        };
+        if let CallKind::Decode = self.kind {
+            let output = format!("{name}_out");
+            let Some((_, ty)) = model.outputs().find(|(name, _)| *name == output) else {
+                return Ok(None);
+            };
+            let returned = Feature {
+                name: output,
+                ty: ty.clone(),
+            };
+            self.check_cache(spec, chunk, input, &returned)?;
+            self.caches.push(Cache {
+                chunk: index,
+                name: name.to_owned(),
+                ty: input.ty.clone(),
+            });
+            return Ok(Some(self.caches.len() - 1));
+        }
+        let mut caches = self.caches.iter();
+        let Some(found) = caches.position(|c| c.chunk == index && c.name == name) else {
+            return Ok(None);
+        };
+        let ty = &self.caches[found].ty;
+        if *ty != input.ty {
+            return Err(Error::Disagreement {
+                what: "type of a cache",
+                left_name: format!("`{}` of decode in {chunk}", input.name),
+                left: ty.to_string(),
+                right_name: format!("`{}` of another function", input.name),
+                right: input.ty.to_string(),
+            });
+        }
+        Ok(Some(found))
     }
 
     /// A cache comes back as it went in; caches of K and V have the length of their kind.
@@ -268,7 +364,11 @@ impl Chain {
         }
         let expected = match () {
             _ if input.name.contains("_sliding_") => ("sliding window", spec.window),
-            _ if input.name.contains("_full_") => ("context", spec.context),
+            _ if input.name.contains("_full_") => (
+                "positions of full attention",
+                spec.full_window.unwrap_or(spec.context),
+            ),
+            _ if matches!(input.name.as_str(), "K_in" | "V_in") => ("context", spec.context),
             _ => return Ok(()),
         };
         // [slots, kv_heads, positions, head_dim]
@@ -291,7 +391,9 @@ impl Chain {
     /// Marks the last reader of each carried value, which may take its memory.
     fn mark_last(&mut self) {
         let mut read = vec![false; self.carried];
-        for slot in [self.token_id, self.token_logit] {
+        let rows = self.rows.iter().flat_map(|&(k, v)| [k, v]);
+        let results = [self.token_id].into_iter().chain(self.token_logit);
+        for slot in results.chain(rows) {
             read[slot] = true;
         }
         let wirings = self.wirings.iter_mut().rev();
@@ -303,21 +405,58 @@ impl Chain {
     }
 }
 
-/// The output that gives back the cache `name`, if it is one.
-fn returned_as(name: &str, model: &Model) -> Option<Feature> {
-    let output = format!("{}_out", name.strip_suffix("_in")?);
-    let mut outputs = model.outputs();
-    let found = outputs.find(|(name, _)| *name == output)?;
-    Some(Feature {
-        name: output.clone(),
-        ty: found.1.clone(),
-    })
+/// Slots of K and V of the layers that own them, in order: `K0`, `V0`, ... of the chunks, and the shared names where the
+/// last sliding or full one comes.
+fn prefill_rows(
+    spec: &ChainSpec,
+    chunk_names: &[&str],
+    offered: &[Offered],
+) -> Result<Vec<(usize, usize)>> {
+    let slot = |chunk: &str, name: &str| {
+        let found = offered.iter().find(|o| o.chunk == chunk && o.name == name);
+        found.map(|o| o.slot)
+    };
+    let mut own = Vec::new();
+    for chunk in chunk_names {
+        let numbered = (0..).map_while(|i| {
+            let k = slot(chunk, &format!("K{i}"))?;
+            Some((k, slot(chunk, &format!("V{i}"))?))
+        });
+        own.extend(numbered);
+    }
+    let mut own = own.into_iter();
+    let shared = |k: &str, v: &str| {
+        let named = |name: &str| offered.iter().find(|o| o.name == name).map(|o| o.slot);
+        Some((named(k)?, named(v)?))
+    };
+    let last = |sliding: bool| spec.owners.iter().rposition(|o| o.sliding == sliding);
+    let (last_sliding, last_full) = (last(true), last(false));
+    let mut rows = Vec::with_capacity(spec.owners.len());
+    for i in 0..spec.owners.len() {
+        let handed_on = match Some(i) {
+            i if i == last_sliding => shared("kv13_k", "kv13_v"),
+            i if i == last_full => shared("kv14_k", "kv14_v"),
+            _ => None,
+        };
+        let found = handed_on.or_else(|| own.next());
+        rows.push(found.ok_or_else(|| Error::Chain {
+            chunk: "prefill".to_owned(),
+            what: format!("no K and V for own-KV layer {i} of {}", spec.owners.len()),
+        })?);
+    }
+    match own.next() {
+        None => Ok(rows),
+        Some(_) => Err(Error::Chain {
+            chunk: "prefill".to_owned(),
+            what: format!("K and V of more than {} layers", spec.owners.len()),
+        }),
+    }
 }
 
 /// An input that is no cache: from an earlier chunk, or from the loop.
 fn source_of(
     spec: &ChainSpec,
-    chunk: &str,
+    (chunk, chain): (&str, &Chain),
     input: &Feature,
     offered: &[Offered],
 ) -> Result<Source> {
@@ -351,14 +490,13 @@ fn source_of(
             ),
         });
     };
-    let shape = host.shape(spec);
-    if input.ty.shape != shape || !input.ty.dtype.is_float() {
+    if let Err(expected) = host.accepts(&input.ty, spec, chain.kind, chain.how) {
         return Err(Error::Disagreement {
             what: "type of a feature",
             left_name: name(),
             left: input.ty.to_string(),
             right_name: "the bundle".to_owned(),
-            right: TensorType::new(DType::Fp16, &shape).to_string(),
+            right: expected.to_string(),
         });
     }
     Ok(Source::Host(host))

@@ -1,10 +1,12 @@
-//! The decode loop over a chain of chunks.
+//! The decode loop over a chain of chunks: one token after another, a prompt at once, or several tokens to be verified.
 
-use super::chain::{Chain, ChainSpec, Host, RopeTable, Sink, Source};
+use super::chain::{Chain, ChainSpec, Sink, Source};
 use super::error::{BoxError, Error, Result};
+use super::functions::{self, Functions};
+use super::host::{Call, CallKind};
 use super::model::{Model, Overflow, zeros};
+use super::rows;
 use super::tensor::{Precision, Tensor};
-use crate::package::Package;
 use std::collections::BTreeMap;
 
 /// Where the rows of a token come from: a bundle's tables, or a checkpoint's exact rows.
@@ -35,33 +37,65 @@ pub struct StepOutput {
     pub kept: BTreeMap<String, Tensor>,
 }
 
+/// What a verification gives, for each of the tokens fed.
+#[derive(Clone, Debug)]
+pub struct Verified {
+    /// The most probable token after each token fed.
+    pub token_ids: Vec<u32>,
+    /// As [`StepOutput::kept`], for all tokens at once.
+    pub kept: BTreeMap<String, Tensor>,
+}
+
+/// The chunks of one function, compiled and wired.
+pub(crate) struct Runner {
+    /// Name and model of each chunk.
+    pub chunks: Vec<(String, Model)>,
+    /// Their wiring.
+    pub chain: Chain,
+}
+
 /// A chain of chunks with its caches and position.
 pub struct Decoder {
     spec: ChainSpec,
     rows: Box<dyn TokenRows>,
-    chunks: Vec<(String, Model)>,
-    chain: Chain,
+    decode: Runner,
+    /// By width, ascending.
+    prefill: Vec<Runner>,
+    verify: Option<Runner>,
     caches: Vec<Tensor>,
+    /// New rows of a verification that is not committed, by cache.
+    pending: Vec<(usize, Tensor)>,
     threads: rayon::ThreadPool,
     position: usize,
     broken: bool,
 }
 
+/// What the chunks of a call gave.
+struct Results {
+    carried: Vec<Option<Tensor>>,
+    kept: BTreeMap<String, Tensor>,
+    new: Vec<(usize, Tensor)>,
+}
+
 impl Decoder {
-    /// Opens and compiles the default function of every chunk and checks that they agree with each other and with `spec`.
+    /// Opens and compiles every function of every chunk and checks that they agree with each other and with `spec`.
     ///
-    /// Errors: a package that does not open or compile; a kept name that no chunk has; chunks that disagree on context,
-    /// window, widths or caches, both sides named; a RoPE table shorter than the context; a feature that the loop cannot
-    /// fill.
+    /// Errors: a package that does not open or compile; a kept name that no chunk has; chunks or functions that disagree on
+    /// context, window, widths or caches, both sides named; a RoPE table shorter than the context; a feature that the loop
+    /// cannot fill.
     pub fn open(
         spec: ChainSpec,
         precision: Precision,
         rows: Box<dyn TokenRows>,
         options: DecodeOptions,
     ) -> Result<Self> {
-        let chunks = load(&spec, precision, &options.keep)?;
-        let chain = Chain::new(&spec, &chunks)?;
-        let caches = chain.caches.iter().map(zeros).collect::<Result<_>>()?;
+        let Functions {
+            decode,
+            prefill,
+            verify,
+        } = functions::load(&spec, precision, &options.keep)?;
+        let types = decode.chain.caches.iter().map(|cache| &cache.ty);
+        let caches = types.map(zeros).collect::<Result<_>>()?;
         let threads = rayon::ThreadPoolBuilder::new()
             .num_threads(options.threads)
             .build()
@@ -72,9 +106,11 @@ impl Decoder {
         Ok(Self {
             spec,
             rows,
-            chunks,
-            chain,
+            decode,
+            prefill,
+            verify,
             caches,
+            pending: Vec::new(),
             threads,
             position: 0,
             broken: false,
@@ -84,46 +120,165 @@ impl Decoder {
     /// Feeds `token` at the current position. [`Error::ContextFull`] when every position is used: the last slot is never
     /// written twice.
     pub fn step(&mut self, token: u32) -> Result<StepOutput> {
+        self.check_room(1)?;
+        let mut results = self.run(CallKind::Decode, &[token])?;
+        self.position += 1;
+        self.step_output(&mut results, CallKind::Decode)
+    }
+
+    /// Widths of the prefill functions, ascending.
+    pub fn prefill_widths(&self) -> impl Iterator<Item = usize> {
+        self.prefill.iter().map(|r| r.chain.kind.width())
+    }
+
+    /// Feeds the beginning of a prompt at once, at position 0: as much as the smallest prefill function that holds all of it
+    /// takes, or the largest. Returns the number of tokens fed, and what follows the last of them.
+    ///
+    /// # Errors
+    /// There is no prefill function, tokens were fed before, or there are none to feed.
+    pub fn prefill(&mut self, prompt: &[u32]) -> Result<(usize, StepOutput)> {
+        if self.position > 0 || prompt.is_empty() {
+            return Err(Error::Prefill {
+                position: self.position,
+                tokens: prompt.len(),
+            });
+        }
+        let widths: Vec<usize> = self.prefill_widths().collect();
+        let fitting = widths.iter().find(|&&w| w >= prompt.len());
+        let Some(&width) = fitting.or(widths.last()) else {
+            return Err(Error::NoFunction { what: "prefill" });
+        };
+        let count = width.min(prompt.len());
+        self.check_room(count)?;
+        let kind = CallKind::Prefill(width);
+        let mut results = self.run(kind, &prompt[..count])?;
+        self.broken = true;
+        self.fill_caches(kind, count, &mut results)?;
+        let step = self.step_output(&mut results, kind)?;
+        self.broken = false;
+        self.position = count;
+        Ok((count, step))
+    }
+
+    /// Tokens that [`Decoder::verify`] takes, if the bundle has that function.
+    pub fn verify_width(&self) -> Option<usize> {
+        self.verify.as_ref().map(|r| r.chain.kind.width())
+    }
+
+    /// Feeds as many tokens as [`Decoder::verify_width`] says at the current position, without keeping them: the position and
+    /// the caches are as before, until [`Decoder::commit`] takes the first few of them over.
+    ///
+    /// # Errors
+    /// There is no such function, another number of tokens, or no room for them.
+    pub fn verify(&mut self, tokens: &[u32]) -> Result<Verified> {
+        let width = self.verify_width();
+        let width = width.ok_or(Error::NoFunction { what: "verify" })?;
+        if tokens.len() != width {
+            return Err(Error::VerifyWidth {
+                expected: width,
+                got: tokens.len(),
+            });
+        }
+        self.check_room(width)?;
+        let Results { carried, kept, new } = self.run(CallKind::Verify(width), tokens)?;
+        self.pending = new;
+        let slot = self.verify.as_ref().map_or(0, |r| r.chain.token_id);
+        let ids = carried[slot].as_ref().map(Tensor::as_i32).transpose()?;
+        let ids = ids.unwrap_or_default().iter();
+        Ok(Verified {
+            token_ids: ids.map(|&id| u32::try_from(id).unwrap_or(0)).collect(),
+            kept,
+        })
+    }
+
+    /// Keeps the first `count` tokens of the last verification, as if they had been fed one after another. 0 forgets them all.
+    ///
+    /// # Errors
+    /// More tokens than were verified, or none were.
+    pub fn commit(&mut self, count: usize) -> Result<()> {
+        let width = self.verify_width().unwrap_or(0);
+        if self.pending.is_empty() || count > width {
+            return Err(Error::VerifyWidth {
+                expected: if self.pending.is_empty() { 0 } else { width },
+                got: count,
+            });
+        }
+        self.broken = true;
+        for (cache, new) in std::mem::take(&mut self.pending) {
+            let sliding = self.decode.chain.caches[cache].name.ends_with("_sliding");
+            let at = (!sliding).then_some(self.position);
+            rows::append(&mut self.caches[cache], &new, count, at)?;
+        }
+        self.broken = false;
+        self.position += count;
+        Ok(())
+    }
+
+    fn check_room(&mut self, tokens: usize) -> Result<()> {
         if self.broken {
             return Err(Error::NeedsReset);
         }
-        if self.position >= self.spec.context {
+        self.pending.clear();
+        if self.position + tokens > self.spec.context {
             return Err(Error::ContextFull {
                 context: self.spec.context,
             });
         }
-        let host = HostValues::new(&self.spec, self.rows.as_ref(), token, self.position)?;
-        // What goes wrong from here on leaves caches of two positions.
-        self.broken = true;
-        let step = self.run_chunks(&host)?;
-        self.broken = false;
-        self.position += 1;
-        Ok(step)
+        Ok(())
     }
 
-    fn run_chunks(&mut self, host: &HostValues) -> Result<StepOutput> {
+    /// Runs the chunks of a function on `tokens` at the current position. Decode leaves its rows in the caches.
+    fn run(&mut self, kind: CallKind, tokens: &[u32]) -> Result<Results> {
         let Self {
-            chunks,
-            chain,
+            spec,
+            rows,
+            decode,
+            prefill,
+            verify,
             caches,
             threads,
             position,
+            broken,
             ..
         } = self;
-        let mut carried: Vec<Option<Tensor>> = vec![None; chain.carried];
-        let mut kept = BTreeMap::new();
+        let others = prefill.iter_mut().chain(verify.as_mut());
+        let runner = std::iter::once(decode)
+            .chain(others)
+            .find(|r| r.chain.kind == kind);
+        let Some(Runner { chunks, chain }) = runner else {
+            return Err(Error::NoFunction { what: "such" });
+        };
+        let call = Call {
+            spec,
+            rows: rows.as_ref(),
+            kind,
+            how: chain.how,
+            tokens,
+            position: *position,
+        };
+        let host = host_values(&call, chunks, chain)?;
+        // What goes wrong from here on leaves caches of two positions.
+        *broken = kind == CallKind::Decode;
+        let mut out = Results {
+            carried: vec![None; chain.carried],
+            kept: BTreeMap::new(),
+            new: Vec::new(),
+        };
         for ((name, model), wiring) in chunks.iter_mut().zip(&chain.wirings) {
             let mut inputs = Vec::with_capacity(wiring.sources.len());
-            for source in &wiring.sources {
+            for (source, feature) in wiring.sources.iter().zip(model.inputs()) {
                 let value = match *source {
-                    Source::Host(feature) => host.get(feature),
-                    Source::Cache(cache) => Some(take(&mut caches[cache])),
-                    Source::Carried { slot, last: true } => carried[slot].take(),
-                    Source::Carried { slot, last: false } => carried[slot].clone(),
+                    Source::Host(_) => host.get(&feature.name).cloned(),
+                    Source::Cache(cache) if kind == CallKind::Decode => {
+                        Some(std::mem::replace(&mut caches[cache], Tensor::empty()))
+                    }
+                    Source::Cache(cache) => Some(caches[cache].clone()),
+                    Source::Carried { slot, last: true } => out.carried[slot].take(),
+                    Source::Carried { slot, last: false } => out.carried[slot].clone(),
                 };
                 inputs.push(value.ok_or_else(|| Error::Chain {
                     chunk: name.clone(),
-                    what: "an input has no value".to_owned(),
+                    what: format!("input `{}` has no value", feature.name),
                 })?);
             }
             let results = threads.install(|| model.run_in_order(inputs));
@@ -136,41 +291,91 @@ impl Decoder {
             for (sink, value) in wiring.sinks.iter().zip(results.by_ref()) {
                 match *sink {
                     Sink::Cache(cache) => caches[cache] = value,
-                    Sink::Carried(slot) => carried[slot] = Some(value),
+                    Sink::New(cache) => out.new.push((cache, value)),
+                    Sink::Carried(slot) => out.carried[slot] = Some(value),
                 }
             }
             let names = model.kept().map(|(name, _)| name.to_owned());
-            kept.extend(names.zip(results));
+            out.kept.extend(names.zip(results));
         }
-        let scalar = |slot: usize| carried[slot].as_ref();
-        let token_id = scalar(chain.token_id).map(|t| t.as_i32()).transpose()?;
-        let token_logit = scalar(chain.token_logit).map(|t| t.as_f32()).transpose()?;
+        *broken = false;
+        Ok(out)
+    }
+
+    /// The token of a call that gives one.
+    fn step_output(&mut self, results: &mut Results, kind: CallKind) -> Result<StepOutput> {
+        let runner = match kind {
+            CallKind::Decode => Some(&self.decode),
+            _ => self.prefill.iter().find(|r| r.chain.kind == kind),
+        };
+        let slots = runner.and_then(|r| Some((r.chain.token_id, r.chain.token_logit?)));
+        let (id, logit) = slots.unwrap_or_default();
+        let scalar = |slot: usize| results.carried.get(slot)?.as_ref();
+        let token_id = scalar(id).map(Tensor::as_i32).transpose()?;
+        let token_logit = scalar(logit).map(Tensor::as_f32).transpose()?;
         match (token_id, token_logit) {
             (Some(&[id]), Some(&[token_logit])) if id >= 0 => Ok(StepOutput {
                 token_id: id as u32,
                 token_logit,
-                kept,
+                kept: std::mem::take(&mut results.kept),
             }),
-            _ => Err(Error::Chain {
-                chunk: "the last chunk".to_owned(),
-                what: "no token".to_owned(),
-            }),
+            _ => {
+                self.broken = true;
+                Err(Error::Chain {
+                    chunk: "the last chunk".to_owned(),
+                    what: "no token".to_owned(),
+                })
+            }
         }
+    }
+
+    /// Puts the first `count` rows of prefill's K and V into the caches of decode.
+    fn fill_caches(&mut self, kind: CallKind, count: usize, results: &mut Results) -> Result<()> {
+        let runner = self.prefill.iter().find(|r| r.chain.kind == kind);
+        let given = runner.map(|r| r.chain.rows.as_slice()).unwrap_or_default();
+        let mut used: BTreeMap<usize, usize> = BTreeMap::new();
+        for (owner, &(k, v)) in self.spec.owners.iter().zip(given) {
+            let kind = if owner.sliding { "sliding" } else { "full" };
+            for (prefix, slot) in [("K", k), ("V", v)] {
+                let name = format!("{prefix}_{kind}");
+                let mut caches = self.decode.chain.caches.iter();
+                let cache = caches.position(|c| c.chunk == owner.chunk && c.name == name);
+                let rows = results.carried[slot].take();
+                let (Some(cache), Some(rows)) = (cache, rows) else {
+                    return Err(Error::Chain {
+                        chunk: format!("chunk {} of decode", owner.chunk + 1),
+                        what: format!("no cache `{name}` for the rows of prefill"),
+                    });
+                };
+                let next = used.entry(cache).or_default();
+                rows::fill(&mut self.caches[cache], *next, &rows, count, owner.sliding)?;
+                *next += 1;
+            }
+        }
+        Ok(())
     }
 
     /// Forgets every token: position 0, caches zero, no overflows.
     pub fn reset(&mut self) {
-        for (cache, ty) in self.caches.iter_mut().zip(&self.chain.caches) {
-            if let Ok(zero) = zeros(ty) {
+        for (cache, known) in self.caches.iter_mut().zip(&self.decode.chain.caches) {
+            if let Ok(zero) = zeros(&known.ty) {
                 *cache = zero;
             }
         }
-        self.chunks.iter_mut().for_each(|(_, model)| model.reset());
+        self.runners_mut()
+            .flat_map(|r| &mut r.chunks)
+            .for_each(|(_, model)| model.reset());
+        self.pending.clear();
         self.position = 0;
         self.broken = false;
     }
 
-    /// Number of tokens fed so far.
+    fn runners_mut(&mut self) -> impl Iterator<Item = &mut Runner> {
+        let others = self.prefill.iter_mut().chain(self.verify.as_mut());
+        std::iter::once(&mut self.decode).chain(others)
+    }
+
+    /// Number of positions fed so far.
     pub fn position(&self) -> usize {
         self.position
     }
@@ -180,101 +385,43 @@ impl Decoder {
         self.spec.context
     }
 
+    /// The caches of decode as they are: chunk, name without `_in`, `(slots, kv_heads, length, width)`. States are not among
+    /// them.
+    pub fn caches(&self) -> impl Iterator<Item = (&str, &str, &Tensor)> {
+        let known = self.decode.chain.caches.iter().zip(&self.caches);
+        known.map(|(cache, tensor)| {
+            let chunk = self.decode.chunks[cache.chunk].0.as_str();
+            (chunk, cache.name.as_str(), tensor)
+        })
+    }
+
     /// Finite values that became infinite in fp16 since the last reset, with the chunk they belong to;
     /// [`Overflow::first_run`] is the position. Always empty in f32.
     pub fn overflows(&self) -> impl Iterator<Item = (&str, &Overflow)> {
-        self.chunks
-            .iter()
-            .flat_map(|(name, model)| model.overflows().map(move |o| (name.as_str(), o)))
+        let others = self.prefill.iter().chain(self.verify.as_ref());
+        let runners = std::iter::once(&self.decode).chain(others);
+        runners.flat_map(|r| &r.chunks).flat_map(|(name, model)| {
+            model.overflows().map(move |o| (name.as_str(), o))
+        })
     }
 }
 
-/// Takes a tensor out of its place, which is filled again by the end of the step.
-fn take(tensor: &mut Tensor) -> Tensor {
-    std::mem::replace(tensor, Tensor::empty())
-}
-
-/// Compiles every chunk. A kept value is kept by the last chunk that has it.
-fn load(spec: &ChainSpec, precision: Precision, keep: &[String]) -> Result<Vec<(String, Model)>> {
-    let mut packages = Vec::with_capacity(spec.chunks.len());
-    for (name, path) in &spec.chunks {
-        packages.push((name, Package::open(path)?));
-    }
-    let mut keep_in: Vec<Vec<&str>> = vec![Vec::new(); packages.len()];
-    for name in keep {
-        let has = |package: &Package| {
-            let function = package.functions().get(package.default_function());
-            function.is_some_and(|f| f.type_of(name).is_some())
-        };
-        match packages.iter().rposition(|(_, package)| has(package)) {
-            Some(chunk) => keep_in[chunk].push(name),
-            None => return Err(Error::UnknownValue(name.clone())),
+/// The features that the loop fills, each once for all chunks.
+fn host_values(
+    call: &Call<'_>,
+    chunks: &[(String, Model)],
+    chain: &Chain,
+) -> Result<BTreeMap<String, Tensor>> {
+    let mut values = BTreeMap::new();
+    for ((_, model), wiring) in chunks.iter().zip(&chain.wirings) {
+        for (source, feature) in wiring.sources.iter().zip(model.inputs()) {
+            if let Source::Host(host) = source
+                && !values.contains_key(&feature.name)
+            {
+                let value = call.value(*host, &feature.ty.shape)?;
+                values.insert(feature.name.clone(), value);
+            }
         }
     }
-    let mut chunks = Vec::with_capacity(packages.len());
-    for ((name, package), keep) in packages.iter().zip(&keep_in) {
-        let function = package.default_function();
-        chunks.push((
-            (*name).clone(),
-            Model::load(package, function, precision, keep)?,
-        ));
-    }
-    Ok(chunks)
-}
-
-/// The features that the loop fills, for one step.
-struct HostValues(Vec<(Host, Tensor)>);
-
-impl HostValues {
-    fn new(spec: &ChainSpec, rows: &dyn TokenRows, token: u32, position: usize) -> Result<Self> {
-        let mut values = Vec::with_capacity(Host::ALL.len());
-        for (host, _) in Host::ALL {
-            let shape = host.shape(spec);
-            let mut out = vec![0.0; shape.iter().product()];
-            fill(host, spec, rows, (token, position), &mut out)?;
-            values.push((host, Tensor::f32(&shape, out)?));
-        }
-        Ok(Self(values))
-    }
-
-    fn get(&self, host: Host) -> Option<Tensor> {
-        let found = self.0.iter().find(|(h, _)| *h == host);
-        found.map(|(_, tensor)| tensor.clone())
-    }
-}
-
-/// Fills a feature (zeros so far) for a token at a position.
-fn fill(
-    host: Host,
-    spec: &ChainSpec,
-    rows: &dyn TokenRows,
-    (token, position): (u32, usize),
-    out: &mut [f32],
-) -> Result<()> {
-    let row = |result: std::result::Result<(), BoxError>| {
-        result.map_err(|source| Error::TokenRow { token, source })
-    };
-    match host {
-        Host::Hidden => row(rows.embed(token, out))?,
-        Host::PerLayer if spec.per_layer > 0 => row(rows.per_layer(token, out))?,
-        Host::PerLayer => {}
-        Host::FullMask => out[position + 1..].fill(f32::NEG_INFINITY),
-        Host::SlidingMask => {
-            let hidden = spec.window - spec.window.min(position + 1);
-            out[..hidden].fill(f32::NEG_INFINITY);
-        }
-        Host::UpdateMask => out[position] = 1.0,
-        Host::CosSliding => rope_row(&spec.rope.cos_sliding, position, out),
-        Host::SinSliding => rope_row(&spec.rope.sin_sliding, position, out),
-        Host::CosFull => rope_row(&spec.rope.cos_full, position, out),
-        Host::SinFull => rope_row(&spec.rope.sin_full, position, out),
-    }
-    Ok(())
-}
-
-fn rope_row(table: &RopeTable, position: usize, out: &mut [f32]) {
-    let values = &table.values[position * table.dim..(position + 1) * table.dim];
-    for (o, v) in out.iter_mut().zip(values) {
-        *o = v.to_f32();
-    }
+    Ok(values)
 }

@@ -110,6 +110,15 @@ pub enum Error {
         #[source]
         source: Box<Error>,
     },
+    /// A function that the bundle does not have.
+    #[error("the bundle has no {what} function")]
+    NoFunction { what: &'static str },
+    /// Prefill begins a context, with at least one token.
+    #[error("prefill of {tokens} tokens at position {position}: expected at least one, at position 0")]
+    Prefill { position: usize, tokens: usize },
+    /// Verify takes as many tokens as its function is wide, and commit at most as many as were verified.
+    #[error("{got} tokens: verify takes {expected}, and commit at most as many as were verified")]
+    VerifyWidth { expected: usize, got: usize },
     /// All positions of the context are used; the last slot is never overwritten.
     #[error("the context of {context} tokens is full")]
     ContextFull { context: usize },

@@ -52,7 +52,7 @@ impl Generated {
     }
 }
 
-/// Feeds `prompt` after what the decoder holds already, then generates. `on_token` sees each new token but a stop token
+/// Feeds `prompt` after what the decoder holds already (at once, as far as prefill functions take it), then generates. `on_token` sees each new token but a stop token
 /// as it is chosen, and may break off; the result then says [`Finish::Length`].
 ///
 /// # Errors
@@ -79,13 +79,20 @@ pub fn generate(
         if tokens.len() >= limits.max_new {
             break Finish::Length;
         }
-        let feed = match prompt.get(steps) {
-            Some(id) => *id,
-            None if decoder.position() >= context => break Finish::Context,
-            None => tokens[steps - prompt.len()],
+        let batched = steps == 0 && prompt.len() > 1 && decoder.position() == 0;
+        let out = if batched && decoder.prefill_widths().next().is_some() {
+            let (count, out) = decoder.prefill(prompt)?;
+            steps = count;
+            out
+        } else {
+            let feed = match prompt.get(steps) {
+                Some(id) => *id,
+                None if decoder.position() >= context => break Finish::Context,
+                None => tokens[steps - prompt.len()],
+            };
+            steps += 1;
+            decoder.step(feed)?
         };
-        let out = decoder.step(feed)?;
-        steps += 1;
         if steps < prompt.len() {
             continue;
         }
