@@ -253,11 +253,13 @@ impl Call<'_> {
             // Cached rows of positions p - W to p - 1, then the new ones.
             CallKind::Verify(_) if width > window => self.mask(width, out, |row, at| {
                 let new = at.checked_sub(window);
-                new.map_or(at > row && at + p >= window, |new| new <= row)
+                new.map_or(at > row && at + p >= window, |new| {
+                    new <= row && new + window > row
+                })
             }),
             // The graph has dropped the k oldest rows: positions p + k - W to p + k - 1.
             CallKind::Verify(k) => self.mask(width, out, |row, at| {
-                at + k <= window + row && at + p + k >= window
+                at + k <= window + row && at + p + k >= window && at + k > row
             }),
             _ if self.how.ring => self.mask(width, out, |_, at| at <= p),
             _ => self.mask(width, out, |_, at| at + (p + 1).min(window) >= window),
@@ -317,11 +319,14 @@ mod tests {
     fn verify_sees_what_serial_decoding_sees() {
         for position in [0usize, 1, 4, 5, 9, 30] {
             let p = position as i64;
-            let rows = shown(CallKind::Verify(3), 8, position, |c| p - 5 + c as i64);
-            for (t, seen) in rows.iter().enumerate() {
-                let last = p + t as i64;
-                let expected: Vec<i64> = ((last - 4).max(0)..=last).collect();
-                assert_eq!(*seen, expected, "position {position}, row {t}");
+            // Also where a call is wider than the window.
+            for k in [3, 7] {
+                let rows = shown(CallKind::Verify(k), 5 + k, position, |c| p - 5 + c as i64);
+                for (t, seen) in rows.iter().enumerate() {
+                    let last = p + t as i64;
+                    let expected: Vec<i64> = ((last - 4).max(0)..=last).collect();
+                    assert_eq!(*seen, expected, "position {position}, row {t} of {k}");
+                }
             }
             // Within the window the published form loses the oldest rows that it dropped, no more.
             let rows = shown(CallKind::Verify(3), 5, position, |c| p + 3 - 5 + c as i64);

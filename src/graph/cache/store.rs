@@ -31,7 +31,7 @@ pub(super) enum Slots {
         tensor: Var,
         /// Whether K and V of a slot follow each other (2i, 2i + 1), or all K come first (i, slots + i).
         interleaved: bool,
-        /// Rows so far, K and V alternating; kept to write the state as a whole.
+        /// Slots so far, K and V alternating; kept to write the state as a whole.
         written: Vec<Var>,
     },
 }
@@ -154,8 +154,18 @@ impl Slots {
                     e.fb.output(name, &all)?;
                 }
             }
-            Self::State { state, written, .. } if !written.is_empty() => {
-                let all = e.fb.concat(written, 0)?;
+            Self::State {
+                state,
+                written,
+                interleaved,
+                ..
+            } if !written.is_empty() => {
+                let every = |first: usize| written.iter().skip(first).step_by(2).cloned();
+                let slots: Vec<Var> = match interleaved {
+                    true => written.clone(),
+                    false => every(0).chain(every(1)).collect(),
+                };
+                let all = e.fb.concat(&slots, 0)?;
                 e.fb.write_state(state, &all)?;
             }
             Self::State { .. } => {}
