@@ -19,7 +19,9 @@ impl Features {
         let named = |states: bool| {
             let inputs = function.inputs.iter();
             let inputs = inputs.filter(move |input| input.is_state == states);
-            inputs.map(|input| (input.name.clone(), input.ty.clone())).collect()
+            inputs
+                .map(|input| (input.name.clone(), input.ty.clone()))
+                .collect()
         };
         let outputs = function.outputs.iter();
         Self {
@@ -107,11 +109,7 @@ pub(super) fn packages(config: &BundleConfig, decode: &[Chunk], prefill: &[Chunk
 }
 
 impl<'a> Chain<'a> {
-    fn new(
-        config: &'a BundleConfig,
-        role: Role,
-        chunks: Vec<(String, Features)>,
-    ) -> Result<Self> {
+    fn new(config: &'a BundleConfig, role: Role, chunks: Vec<(String, Features)>) -> Result<Self> {
         let hidden = chunks.first().and_then(|(_, f)| f.input("hidden_states"));
         let width = match (role, hidden.map(|t| t.shape.as_slice())) {
             (Role::Decode, _) => 1,
@@ -164,16 +162,28 @@ impl<'a> Chain<'a> {
         let per_layer = self.config.per_layer_dim > 0;
         let any = |names: &[&str]| names.iter().any(|n| f.input(n).is_some());
         let mut needed: Vec<(&str, bool)> = vec![
-            ("hidden_states", any(&["hidden_states"]) || (index == 0 && any(&["input_ids"]))),
-            ("causal_mask_full", any(&["causal_mask_full", "causal_mask"])),
-            ("causal_mask_sliding", any(&["causal_mask_sliding", "causal_mask"])),
+            (
+                "hidden_states",
+                any(&["hidden_states"]) || (index == 0 && any(&["input_ids"])),
+            ),
+            (
+                "causal_mask_full",
+                any(&["causal_mask_full", "causal_mask"]),
+            ),
+            (
+                "causal_mask_sliding",
+                any(&["causal_mask_sliding", "causal_mask"]),
+            ),
         ];
         for name in ["cos_s", "sin_s", "cos_f", "sin_f"] {
             needed.push((name, any(&[name, "position_ids"])));
         }
         match (per_layer, index) {
             (false, _) => {}
-            (true, 0) => needed.push(("per_layer_raw", any(&["per_layer_raw", "per_layer_combined"]))),
+            (true, 0) => needed.push((
+                "per_layer_raw",
+                any(&["per_layer_raw", "per_layer_combined"]),
+            )),
             (true, _) => needed.push(("per_layer_combined", any(&["per_layer_combined"]))),
         }
         match needed.iter().find(|(_, there)| !there) {
@@ -204,7 +214,16 @@ impl<'a> Chain<'a> {
         };
         match name {
             "hidden_states" | "image_embedding" => one(&[1, t, c.hidden_size]),
-            "causal_mask" => one(&[1, 1, t, if self.role == Role::Prefill { t } else { context }]),
+            "causal_mask" => one(&[
+                1,
+                1,
+                t,
+                if self.role == Role::Prefill {
+                    t
+                } else {
+                    context
+                },
+            ]),
             "causal_mask_full" => one(&[1, 1, t, full]),
             "causal_mask_sliding" => sliding.iter().map(|&n| vec![1, 1, t, n]).collect(),
             "update_mask" => one(&[1, 1, context, 1]),
@@ -231,7 +250,12 @@ impl<'a> Chain<'a> {
             _ => format!("{base}_out"),
         };
         let Some(back) = f.output(&output) else {
-            return wrong(chunk, &output, "an output, as there is such an input", "none");
+            return wrong(
+                chunk,
+                &output,
+                "an output, as there is such an input",
+                "none",
+            );
         };
         match self.role {
             Role::Verify if back.shape.first() == t.shape.first() => Ok(()),
@@ -242,7 +266,13 @@ impl<'a> Chain<'a> {
 
     /// A state of an even number of slots.
     fn state(&self, chunk: &str, name: &str, t: &TensorType) -> Result<()> {
-        let slots = t.shape.first().copied().unwrap_or(0).next_multiple_of(2).max(2);
+        let slots = t
+            .shape
+            .first()
+            .copied()
+            .unwrap_or(0)
+            .next_multiple_of(2)
+            .max(2);
         self.cache_shape(chunk, name, t, slots, "model_config.json")
     }
 
@@ -320,7 +350,12 @@ impl<'a> Chain<'a> {
         // A store of both kinds, or one of each.
         let whole: usize = ["K_in", "kv_cache_0"].iter().map(|n| self.held(n)).sum();
         for (name, kind, needed, found) in [
-            ("K_sliding_in", "sliding_attention", sliding, self.held_by("_sliding")),
+            (
+                "K_sliding_in",
+                "sliding_attention",
+                sliding,
+                self.held_by("_sliding"),
+            ),
             ("K_full_in", "full_attention", full, self.held_by("_full")),
         ] {
             if whole >= owners.len() || found >= needed {

@@ -155,10 +155,7 @@ impl BundleConfig {
 
     /// The layer behind the last of each chunk of decode: as written, else the cuts of the published four or three chunks.
     pub fn chunk_ends(&self) -> Vec<usize> {
-        let (layers, own) = (
-            self.num_layers,
-            self.num_layers - self.num_kv_shared_layers,
-        );
+        let (layers, own) = (self.num_layers, self.num_layers - self.num_kv_shared_layers);
         let four = match own == layers {
             true => (1..=4).map(|i| (2 * i * layers + 4) / 8).collect(),
             false => vec![own.div_ceil(2), own, own + (layers - own) / 2, layers],
@@ -260,13 +257,21 @@ impl BundleConfig {
 
     fn check_chunks(&self) -> Result<()> {
         if self.chunks.is_empty() {
-            return wrong("chunks", "at least one name, or packages of a known layout", "none");
+            return wrong(
+                "chunks",
+                "at least one name, or packages of a known layout",
+                "none",
+            );
         }
         let ends = &self.chunk_ends;
         let rising = ends.windows(2).all(|w| w[0] < w[1]) && ends.first() != Some(&0);
         let whole = ends.len() == self.chunks.len() && ends.last() == Some(&self.num_layers);
         if !ends.is_empty() && !(rising && whole) {
-            let expected = format!("{} rising ends up to {}", self.chunks.len(), self.num_layers);
+            let expected = format!(
+                "{} rising ends up to {}",
+                self.chunks.len(),
+                self.num_layers
+            );
             return wrong("chunk_ends", &expected, &format!("{ends:?}"));
         }
         let all: Vec<&String> = self.chunks.iter().chain(&self.prefill_chunks).collect();

@@ -6,8 +6,8 @@ use crate::bundle::{Bundle, BundleConfig, Chunk, NpyTable};
 use crate::checkpoint::Checkpoint;
 use crate::gemma::reference::{Cache, Keep, Reference};
 use crate::runtime::{
-    BoxError, ChainSpec, DecodeOptions, Decoder, Overflow, Owner, PerLayerMix, Precision, RopeTable,
-    RopeTables, Tensor, TokenRows,
+    BoxError, ChainSpec, DecodeOptions, Decoder, Overflow, Owner, PerLayerMix, Precision,
+    RopeTable, RopeTables, Tensor, TokenRows,
 };
 
 use super::error::{Error, Result};

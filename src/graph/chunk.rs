@@ -1,5 +1,6 @@
 //! A whole package: its functions, with their inputs and outputs in the order of the bundle contract.
 
+use super::ChunkGraph;
 use super::cache::{self, KvCache};
 use super::emitter::Emitter;
 use super::error::{Error, Result};
@@ -9,7 +10,6 @@ use super::inputs::Inputs;
 use super::layer::decoder_layer;
 use super::split::{ChunkSpec, Layout};
 use super::weights::{WeightBinding, chunk_weights};
-use super::ChunkGraph;
 use crate::gemma::ModelPlan;
 use crate::mil::{DType, Function, Program, Var};
 
@@ -65,7 +65,11 @@ fn check_context(plan: &ModelPlan, options: &GraphOptions) -> Result<()> {
         CacheForm::Window(n) if n > options.context => too_long(options.cache.to_string())?,
         _ => {}
     }
-    match options.functions.iter().find(|f| f.tokens() > options.context) {
+    match options
+        .functions
+        .iter()
+        .find(|f| f.tokens() > options.context)
+    {
         Some(function) => too_long(function.to_string()),
         None => Ok(()),
     }

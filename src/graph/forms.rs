@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::error::Error;
 use super::split::Layout;
 
 /// What the packages of a model are built for, beside the model.
@@ -42,6 +43,49 @@ impl GraphOptions {
             pad_kv_heads: None,
             compat: false,
         }
+    }
+
+    /// Checks that the forms go together, whatever the model.
+    ///
+    /// # Errors
+    /// [`Error::Combination`].
+    pub fn check(&self) -> Result<(), Error> {
+        let (layout, cache) = (self.layout, self.cache);
+        let fault = |why: &str| {
+            Err(Error::Combination {
+                forms: format!("layout {layout}, cache {cache}"),
+                why: why.to_owned(),
+            })
+        };
+        if layout.takes_ids() != (cache == CacheForm::StateFull) {
+            return fault(
+                "the layouts that take token ids (lite2, monolithic) have the cache `state-full`, no other has it",
+            );
+        }
+        if cache == CacheForm::State && !matches!(layout, Layout::Swa4 | Layout::Swa3) {
+            return fault("rings in state are the published form of swa4 and swa3");
+        }
+        if self.functions.first() != Some(&FunctionKind::Decode) {
+            return fault("the first function must be `decode`");
+        }
+        if self.functions.len() > 1 && !cache.is_shift() {
+            return fault("prefill and verify fill and read caches of the form `shift`");
+        }
+        if self.functions.len() > 1 && self.pad_kv_heads.is_some() {
+            return fault("prefill and verify do not have padded KV heads");
+        }
+        let verifies = self.functions.iter();
+        if verifies
+            .filter(|f| matches!(f, FunctionKind::Verify(_)))
+            .count()
+            > 1
+        {
+            return fault("a package has one verify function: its name, verify_qK, has no number");
+        }
+        if self.pad_kv_heads == Some(0) {
+            return fault("pad_kv_heads is 0, expected at least 1");
+        }
+        Ok(())
     }
 }
 

@@ -70,7 +70,11 @@ impl Inputs {
         let (mask_full, mask_sliding) = declare_masks(e, options, function)?;
         let update = declare_update(e, spec, options, function)?;
         let raw = spec.first && !options.cache.keeps_context();
-        let name = if raw { "per_layer_raw" } else { "per_layer_combined" };
+        let name = if raw {
+            "per_layer_raw"
+        } else {
+            "per_layer_combined"
+        };
         let width = plan.layers.len() * plan.ple_dim;
         let per_layer = match plan.ple_dim {
             0 => None,
@@ -81,7 +85,10 @@ impl Inputs {
             _ => None,
         };
         let (rope_sliding, rope_full) = match &position {
-            None => (rope_features(e, "s", plan.sliding.head_dim)?, rope_features(e, "f", plan.full.head_dim)?),
+            None => (
+                rope_features(e, "s", plan.sliding.head_dim)?,
+                rope_features(e, "f", plan.full.head_dim)?,
+            ),
             Some(position) => rope_lookup(e, options, position)?,
         };
 
@@ -184,7 +191,11 @@ fn rope_lookup(
     position: &Var,
 ) -> Result<(Rope, Rope)> {
     let full = e.plan.full.rope;
-    let full = if options.compat { full.all_pairs() } else { full };
+    let full = if options.compat {
+        full.all_pairs()
+    } else {
+        full
+    };
     e.fb.push_scope("rope");
     let sliding = rope_rows(e, &e.plan.sliding.rope.clone(), options.context, position)?;
     let full = rope_rows(e, &full, options.context, position)?;
@@ -196,7 +207,9 @@ fn rope_rows(e: &mut Emitter<'_>, rope: &RopeSpec, rows: usize, position: &Var) 
     let half = rope.head_dim / 2;
     let (cos, sin) = table(rope, rows);
     let mut row = |full: &[f32]| -> Result<Var> {
-        let kept = full.chunks_exact(rope.head_dim).flat_map(|row| &row[..half]);
+        let kept = full
+            .chunks_exact(rope.head_dim)
+            .flat_map(|row| &row[..half]);
         let kept = kept.map(|&v| f16::from_f32(v)).collect();
         let values = e.fb.immediate(Immediate::fp16s(&[rows, half], kept)?)?;
         let row = e.fb.gather(&values, position, 0, 0)?;

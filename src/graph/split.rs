@@ -110,7 +110,7 @@ const PREFILL_NAMES: [&str; 4] = [
 /// # Errors
 /// As [`chunks`]; [`Error::Combination`] for forms that do not go together.
 pub fn packages(plan: &ModelPlan, options: &GraphOptions) -> Result<Vec<ChunkSpec>> {
-    check_forms(options)?;
+    options.check()?;
     let mut with: Vec<FunctionKind> = Vec::new();
     let mut alone: Vec<FunctionKind> = Vec::new();
     for &function in &options.functions {
@@ -121,47 +121,18 @@ pub fn packages(plan: &ModelPlan, options: &GraphOptions) -> Result<Vec<ChunkSpe
             _ => with.push(function),
         }
     }
-    let mut specs = named(plan, options.layout, options.layout.names(options.cache), &with)?;
+    let mut specs = named(
+        plan,
+        options.layout,
+        options.layout.names(options.cache),
+        &with,
+    )?;
     if !alone.is_empty() {
         // The largest is the default.
         alone.sort_by_key(|f| std::cmp::Reverse(f.tokens()));
         specs.extend(named(plan, Layout::Swa4, &PREFILL_NAMES, &alone)?);
     }
     Ok(specs)
-}
-
-/// Whether the forms go together, whatever the model.
-fn check_forms(options: &GraphOptions) -> Result<()> {
-    let (layout, cache) = (options.layout, options.cache);
-    let fault = |why: &str| {
-        Err(Error::Combination {
-            forms: format!("layout {layout}, cache {cache}"),
-            why: why.to_owned(),
-        })
-    };
-    if layout.takes_ids() != (cache == CacheForm::StateFull) {
-        return fault("the layouts that take token ids (lite2, monolithic) have the cache `state-full`, no other has it");
-    }
-    if cache == CacheForm::State && !matches!(layout, Layout::Swa4 | Layout::Swa3) {
-        return fault("rings in state are the published form of swa4 and swa3");
-    }
-    if options.functions.first() != Some(&FunctionKind::Decode) {
-        return fault("the first function must be `decode`");
-    }
-    if options.functions.len() > 1 && !cache.is_shift() {
-        return fault("prefill and verify fill and read caches of the form `shift`");
-    }
-    if options.functions.len() > 1 && options.pad_kv_heads.is_some() {
-        return fault("prefill and verify do not have padded KV heads");
-    }
-    let verifies = options.functions.iter();
-    if verifies.filter(|f| matches!(f, FunctionKind::Verify(_))).count() > 1 {
-        return fault("a package has one verify function: its name, verify_qK, has no number");
-    }
-    if options.pad_kv_heads == Some(0) {
-        return fault("pad_kv_heads is 0, expected at least 1");
-    }
-    Ok(())
 }
 
 /// The chunks of decode of a layout, in the order they run.

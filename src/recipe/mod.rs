@@ -40,9 +40,7 @@ use serde::Deserialize;
 pub use error::{Error, Result};
 pub use rules::{Candidate, Choice, Pattern, QuantRules, Reason, Rule};
 
-use crate::graph::{
-    AttentionForm, CacheForm, FunctionKind, GraphOptions, Layout, PrefillPackages,
-};
+use crate::graph::{AttentionForm, CacheForm, FunctionKind, GraphOptions, Layout, PrefillPackages};
 
 /// Name of the recipe used when none is named.
 pub const DEFAULT: &str = "swa4-int4";
@@ -226,6 +224,8 @@ impl Recipe {
                 "functions is empty: expected at least \"decode\"".to_owned(),
             ));
         }
+        let options = self.graph_options(self.context.unwrap_or(DEFAULT_CONTEXT));
+        options.check().map_err(|e| ("layout", e.to_string()))?;
         for (i, function) in self.functions.iter().enumerate() {
             if self.functions[..i].contains(function) {
                 return Err(("functions", format!("function {function} is listed twice")));

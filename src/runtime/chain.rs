@@ -92,7 +92,8 @@ impl PerLayerMix {
     pub fn combine(&self, hidden: &[f32], row: &mut [f32]) {
         let dim = self.norm.len().max(1);
         let layers = row.chunks_exact_mut(dim);
-        for (row, weights) in layers.zip(self.projection.chunks_exact((dim * hidden.len()).max(1))) {
+        for (row, weights) in layers.zip(self.projection.chunks_exact((dim * hidden.len()).max(1)))
+        {
             let projected: Vec<f32> = weights
                 .chunks_exact(hidden.len())
                 .map(|w| {

@@ -400,9 +400,9 @@ impl Decoder {
     pub fn overflows(&self) -> impl Iterator<Item = (&str, &Overflow)> {
         let others = self.prefill.iter().chain(self.verify.as_ref());
         let runners = std::iter::once(&self.decode).chain(others);
-        runners.flat_map(|r| &r.chunks).flat_map(|(name, model)| {
-            model.overflows().map(move |o| (name.as_str(), o))
-        })
+        runners
+            .flat_map(|r| &r.chunks)
+            .flat_map(|(name, model)| model.overflows().map(move |o| (name.as_str(), o)))
     }
 }
 

@@ -114,7 +114,9 @@ pub enum Error {
     #[error("the bundle has no {what} function")]
     NoFunction { what: &'static str },
     /// Prefill begins a context, with at least one token.
-    #[error("prefill of {tokens} tokens at position {position}: expected at least one, at position 0")]
+    #[error(
+        "prefill of {tokens} tokens at position {position}: expected at least one, at position 0"
+    )]
     Prefill { position: usize, tokens: usize },
     /// Verify takes as many tokens as its function is wide, and commit at most as many as were verified.
     #[error("{got} tokens: verify takes {expected}, and commit at most as many as were verified")]

@@ -97,7 +97,12 @@ fn has(packages: &Packages, function: &str) -> Result<Option<usize>> {
 fn width(packages: &Packages, function: Option<&str>) -> Option<usize> {
     let (_, package) = packages.first()?;
     let name = function.unwrap_or(package.default_function());
-    match *package.functions().get(name)?.type_of("hidden_states")?.shape {
+    match *package
+        .functions()
+        .get(name)?
+        .type_of("hidden_states")?
+        .shape
+    {
         [1, tokens, _] => Some(tokens),
         _ => None,
     }

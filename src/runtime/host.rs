@@ -140,7 +140,11 @@ impl Host {
         if kind_fits && shapes.contains(&ty.shape) {
             return Ok(());
         }
-        let dtype = if self.is_int() { DType::Int32 } else { DType::Fp16 };
+        let dtype = if self.is_int() {
+            DType::Int32
+        } else {
+            DType::Fp16
+        };
         Err(TensorType::new(dtype, &shapes[0]))
     }
 }
@@ -237,7 +241,11 @@ impl Call<'_> {
 
     /// Rows of 0 where `seen(row, column)`, of the value that hides elsewhere.
     fn mask(&self, width: usize, out: &mut [f32], seen: impl Fn(usize, usize) -> bool) {
-        let off = if self.how.ring { -65504.0 } else { f32::NEG_INFINITY };
+        let off = if self.how.ring {
+            -65504.0
+        } else {
+            f32::NEG_INFINITY
+        };
         for (row, columns) in out.chunks_exact_mut(width).enumerate() {
             for (at, value) in columns.iter_mut().enumerate() {
                 if !seen(row, at) {
@@ -292,7 +300,12 @@ mod tests {
     }
 
     /// The positions that a sliding mask shows to each row, by what its columns hold.
-    fn shown(kind: CallKind, width: usize, position: usize, of: impl Fn(usize) -> i64) -> Vec<Vec<i64>> {
+    fn shown(
+        kind: CallKind,
+        width: usize,
+        position: usize,
+        of: impl Fn(usize) -> i64,
+    ) -> Vec<Vec<i64>> {
         let spec = ChainSpec {
             context: 64,
             window: 5,

@@ -56,8 +56,16 @@ pub(super) fn fill(
     let (c, r) = (dims(cache)?, dims(rows)?);
     check(c, 1, r, count)?;
     let [slots, heads, length, width] = c;
-    let from = if last { count.saturating_sub(length) } else { 0 };
-    let to = if last { length.saturating_sub(count) } else { 0 };
+    let from = if last {
+        count.saturating_sub(length)
+    } else {
+        0
+    };
+    let to = if last {
+        length.saturating_sub(count)
+    } else {
+        0
+    };
     if slot >= slots || count - from > length {
         check(c, 0, r, count)?;
     }
@@ -88,7 +96,11 @@ pub(super) fn append(
         check(c, 0, r, count)?;
     }
     let values = rows.as_f32()?;
-    let skipped = if at.is_none() { count.saturating_sub(length) } else { 0 };
+    let skipped = if at.is_none() {
+        count.saturating_sub(length)
+    } else {
+        0
+    };
     let taken = count - skipped;
     change(cache, |out| {
         for (block, slot) in out.chunks_exact_mut((length * width).max(1)).enumerate() {

@@ -83,7 +83,11 @@ fn other_caches_and_flash_give_the_logits_of_swa4() {
                 ("stateless-full", "textonly-tiny") => 0.1,
                 _ => OTHER_ORDER,
             };
-            assert!(by_ids || worst <= bound, "{} {recipe}: {worst}", name(&fixture));
+            assert!(
+                by_ids || worst <= bound,
+                "{} {recipe}: {worst}",
+                name(&fixture)
+            );
         }
     }
 }
@@ -106,9 +110,16 @@ fn padded_heads_change_nothing_and_stay_zero() {
             assert_eq!(heads, 32, "{chunk} {cache}");
             let values = tensor.as_f32().unwrap();
             for (head, rows) in values.chunks_exact(length * width).enumerate() {
-                let own = if cache.ends_with("full") && name(&fixture) == "dense-tiny" { 1 } else { 2 };
+                let own = if cache.ends_with("full") && name(&fixture) == "dense-tiny" {
+                    1
+                } else {
+                    2
+                };
                 if head % heads >= own {
-                    assert!(rows.iter().all(|&x| x == 0.0), "{chunk} {cache} head {head}");
+                    assert!(
+                        rows.iter().all(|&x| x == 0.0),
+                        "{chunk} {cache} head {head}"
+                    );
                 }
                 seen += usize::from(head % heads < own && rows.iter().any(|&x| x != 0.0));
             }
@@ -122,15 +133,29 @@ fn padded_heads_change_nothing_and_stay_zero() {
 fn flash_is_standard_attention() {
     let nano = fixture("nano");
     let base = logits(&mut decoder(&made(&nano, "swa4-fp16")), 200);
-    for recipe in ["flash-7", "flash-64", "flash-104", "flash-207", "flash-208", "flash-1000"] {
+    for recipe in [
+        "flash-7",
+        "flash-64",
+        "flash-104",
+        "flash-207",
+        "flash-208",
+        "flash-1000",
+    ] {
         let got = logits(&mut decoder(&made(&nano, recipe)), 200);
         let cosine = |a: &[f32], b: &[f32]| {
             let dot = |x: &[f32], y: &[f32]| -> f64 {
-                x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
+                x.iter()
+                    .zip(y)
+                    .map(|(x, y)| f64::from(*x) * f64::from(*y))
+                    .sum()
             };
             dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
         };
-        let worst = base.iter().zip(&got).map(|(a, b)| cosine(a, b)).fold(1.0, f64::min);
+        let worst = base
+            .iter()
+            .zip(&got)
+            .map(|(a, b)| cosine(a, b))
+            .fold(1.0, f64::min);
         println!("{recipe}: worst cosine {worst:.9}");
         assert!(worst > 0.999999, "{recipe}: {worst}");
     }
@@ -145,12 +170,23 @@ fn weight_bytes(bundle: &gemma_coreml::bundle::Bundle, chunk: &str) -> Vec<u8> {
 fn packages_with_the_same_layers_have_the_same_weight_file() {
     for fixture in all_fixtures() {
         let base = made(&fixture, "swa4-fp16");
-        for recipe in ["swa3", "verify-3", "prefill-combined", "wfa-208", "swa4-8k", "flash-7"] {
+        for recipe in [
+            "swa3",
+            "verify-3",
+            "prefill-combined",
+            "wfa-208",
+            "swa4-8k",
+            "flash-7",
+        ] {
             let Ok(other) = bundle(&fixture, recipe) else {
                 continue;
             };
             let bytes = weight_bytes(&other, "chunk1");
-            assert!(bytes == weight_bytes(&base, "chunk1"), "{} {recipe}", name(&fixture));
+            assert!(
+                bytes == weight_bytes(&base, "chunk1"),
+                "{} {recipe}",
+                name(&fixture)
+            );
         }
         let Ok(prefill) = bundle(&fixture, "prefill-48") else {
             continue;
@@ -170,13 +206,19 @@ fn packages_with_the_same_layers_have_the_same_weight_file() {
 #[test]
 fn merged_chunks_hold_the_weights_of_swa4() {
     let blobs = |bundle: &gemma_coreml::bundle::Bundle| -> BTreeSet<Vec<u8>> {
-        let functions = bundle.packages().flat_map(|c| c.package.functions().values());
+        let functions = bundle
+            .packages()
+            .flat_map(|c| c.package.functions().values());
         let ops = functions.flat_map(|f| &f.ops);
         let bound = ops.flat_map(|op| {
-            let inline = op.inputs.iter().flat_map(|(_, b)| b).filter_map(|b| match b {
-                Binding::Value(value) => Some(value),
-                _ => None,
-            });
+            let inline = op
+                .inputs
+                .iter()
+                .flat_map(|(_, b)| b)
+                .filter_map(|b| match b {
+                    Binding::Value(value) => Some(value),
+                    _ => None,
+                });
             inline.chain(op.value.as_ref()).collect::<Vec<&ReadValue>>()
         });
         let large = bound.filter(|v| v.bytes().len() > 64);
@@ -208,11 +250,21 @@ fn a_context_of_8192_crosses_position_2048() {
     for i in 0..LAST as u32 {
         let token = 2 + (i * 37) % 900;
         let at_long = long.step(token).unwrap();
-        assert!(at_long.kept["logits"].as_f32().unwrap().iter().all(|x| x.is_finite()));
+        assert!(
+            at_long.kept["logits"]
+                .as_f32()
+                .unwrap()
+                .iter()
+                .all(|x| x.is_finite())
+        );
         match short.step(token) {
             Ok(at_short) => {
-                let pair = [at_short, at_long].map(|s| vec![s.kept["logits"].as_f32().unwrap().to_vec()]);
-                assert!(difference(&pair[0], &pair[1]) <= OTHER_ORDER, "position {i}");
+                let pair =
+                    [at_short, at_long].map(|s| vec![s.kept["logits"].as_f32().unwrap().to_vec()]);
+                assert!(
+                    difference(&pair[0], &pair[1]) <= OTHER_ORDER,
+                    "position {i}"
+                );
                 checked += 1;
             }
             Err(_) => assert!(i >= 2048, "position {i}"),

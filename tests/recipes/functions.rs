@@ -81,7 +81,15 @@ fn prefill_with_another_layout_of_decode() {
         };
         let names: Vec<&str> = bundle.packages().map(|c| c.name.as_str()).collect();
         assert_eq!(names[..3], ["chunk1", "chunk2_3way", "chunk3_3way"]);
-        assert_eq!(names[3..], ["prefill_chunk1", "prefill_chunk2", "prefill_chunk3", "prefill_chunk4"]);
+        assert_eq!(
+            names[3..],
+            [
+                "prefill_chunk1",
+                "prefill_chunk2",
+                "prefill_chunk3",
+                "prefill_chunk4"
+            ]
+        );
         let serial = serial(&bundle, 70);
         for length in [3, 20, 48, 50] {
             prefill_then_decode(&bundle, length, &serial, &name(&fixture));
@@ -112,8 +120,14 @@ fn refuses(fixture: &Path) {
     let mut decoder = decoder(&bundle);
     assert!(matches!(decoder.prefill(&[]), Err(Error::Prefill { .. })));
     decoder.step(2).unwrap();
-    assert!(matches!(decoder.prefill(&[3]), Err(Error::Prefill { position: 1, .. })));
-    assert!(matches!(decoder.verify(&[3]), Err(Error::NoFunction { .. })));
+    assert!(matches!(
+        decoder.prefill(&[3]),
+        Err(Error::Prefill { position: 1, .. })
+    ));
+    assert!(matches!(
+        decoder.verify(&[3]),
+        Err(Error::NoFunction { .. })
+    ));
     assert!(matches!(decoder.commit(0), Err(Error::VerifyWidth { .. })));
 }
 
@@ -123,8 +137,17 @@ fn what_prefill_and_verify_refuse() {
     refuses(&fixture);
     let mut decoder = decoder(&made(&fixture, "verify-3"));
     assert_eq!(decoder.verify_width(), Some(3));
-    assert!(matches!(decoder.verify(&[3, 4]), Err(Error::VerifyWidth { expected: 3, got: 2 })));
-    assert!(matches!(decoder.prefill(&[3]), Err(Error::NoFunction { .. })));
+    assert!(matches!(
+        decoder.verify(&[3, 4]),
+        Err(Error::VerifyWidth {
+            expected: 3,
+            got: 2
+        })
+    ));
+    assert!(matches!(
+        decoder.prefill(&[3]),
+        Err(Error::NoFunction { .. })
+    ));
     decoder.verify(&[3, 4, 5]).unwrap();
     assert!(matches!(decoder.commit(4), Err(Error::VerifyWidth { .. })));
     decoder.commit(1).unwrap();
@@ -132,7 +155,10 @@ fn what_prefill_and_verify_refuse() {
     for i in 1..CONTEXT - 2 {
         decoder.step(token(i)).unwrap();
     }
-    assert!(matches!(decoder.verify(&[3, 4, 5]), Err(Error::ContextFull { .. })));
+    assert!(matches!(
+        decoder.verify(&[3, 4, 5]),
+        Err(Error::ContextFull { .. })
+    ));
     decoder.step(3).unwrap();
 }
 
@@ -154,9 +180,15 @@ fn verify_is_serial(bundle: &Arc<Bundle>, label: &str, until: usize) {
             // (1, V, 1, K)
             let got: Vec<f32> = (0..vocab).map(|v| logits[v * k + row]).collect();
             let worst = difference(std::slice::from_ref(expected), std::slice::from_ref(&got));
-            assert!(worst <= OTHER_ORDER, "{label}: position {position} row {row}: {worst}");
+            assert!(
+                worst <= OTHER_ORDER,
+                "{label}: position {position} row {row}: {worst}"
+            );
             let best = (0..vocab).fold(0, |b, v| if got[v] > got[b] { v } else { b });
-            assert_eq!(out.token_ids[row] as usize, best, "{label}: position {position} row {row}");
+            assert_eq!(
+                out.token_ids[row] as usize, best,
+                "{label}: position {position} row {row}"
+            );
         }
         decoder.commit(accept).unwrap();
         position += accept;
@@ -197,7 +229,10 @@ fn compat_verify_is_serial_within_the_window() {
     let mut decoder = decoder(&bundle);
     (0..30).for_each(|i| drop(decoder.step(token(i)).unwrap()));
     let out = decoder.verify(&[token(30), token(31), token(32)]).unwrap();
-    let (logits, vocab) = (out.kept["logits"].as_f32().unwrap(), bundle.config().vocab_size);
+    let (logits, vocab) = (
+        out.kept["logits"].as_f32().unwrap(),
+        bundle.config().vocab_size,
+    );
     let first: Vec<f32> = (0..vocab).map(|v| logits[v * 3]).collect();
     let worst = difference(&serial[30..31], &[first]);
     assert!(worst > OTHER_ORDER, "{worst}");
@@ -224,7 +259,9 @@ fn speculative_decoding_is_greedy_decoding() {
         let draft = |i: usize| if n % 3 == i { 7 } else { greedy[n + i] };
         let fed = [stream[n - 1], draft(0), draft(1)];
         let out = fast.verify(&fed).unwrap();
-        let right = (0..2).take_while(|&i| out.token_ids[i] == fed[i + 1]).count();
+        let right = (0..2)
+            .take_while(|&i| out.token_ids[i] == fed[i + 1])
+            .count();
         fast.commit(right + 1).unwrap();
         stream.extend(&out.token_ids[..=right]);
     }

@@ -17,7 +17,9 @@ use gemma_coreml::evaluate::parity::{Comparer, F32_MEAN, F32_MIN, Gate, follow};
 /// One row per recipe and fixture, as docs/EXPERIMENTS.md has it (`make recipe-table`).
 #[test]
 fn every_recipe_gives_the_reference_tokens() {
-    println!("| recipe | fixture | tokens equal | logits cosine mean / min | packages | weight bytes | model bytes | ops |");
+    println!(
+        "| recipe | fixture | tokens equal | logits cosine mean / min | packages | weight bytes | model bytes | ops |"
+    );
     println!("|---|---|---|---|---|---|---|---|");
     let mut made_any = 0;
     for recipe in RECIPES {

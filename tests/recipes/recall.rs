@@ -26,7 +26,9 @@ struct Ask {
 /// The first question of each far context.
 fn asks(nano: &Path) -> Vec<Ask> {
     let text = std::fs::read_to_string(nano.join("recall.jsonl")).unwrap();
-    let rows = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let rows = text
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
     let id = |v: &serde_json::Value| v.as_u64().unwrap() as u32;
     rows.filter(|row| row["kind"] == "far")
         .map(|row| Ask {
@@ -48,12 +50,22 @@ fn windowed_full_attention_is_full_attention_until_its_window() {
         let mut beyond = 0f32;
         for position in 0..WINDOW + 40 {
             let token = 2 + (position as u32 * 37) % 200;
-            let logits = [&mut wfa, &mut full]
-                .map(|d| vec![d.step(token).unwrap().kept["logits"].as_f32().unwrap().to_vec()]);
+            let logits = [&mut wfa, &mut full].map(|d| {
+                vec![
+                    d.step(token).unwrap().kept["logits"]
+                        .as_f32()
+                        .unwrap()
+                        .to_vec(),
+                ]
+            });
             if position < WINDOW {
                 // Masked slots weigh exactly nothing, but sums over another length are taken in another order.
                 let worst = difference(&logits[0], &logits[1]);
-                assert!(worst <= 2e-4, "{} position {position}: {worst}", name(&fixture));
+                assert!(
+                    worst <= 2e-4,
+                    "{} position {position}: {worst}",
+                    name(&fixture)
+                );
             } else {
                 beyond = beyond.max(difference(&logits[0], &logits[1]));
             }
@@ -67,7 +79,9 @@ fn windowed_full_attention_is_full_attention_until_its_window() {
 fn recall_is_lost_beyond_the_window() {
     let nano = fixture("nano");
     let count = std::env::var("RECALL_CONTEXTS").ok();
-    let count = count.map_or(CONTEXTS, |n| n.parse().expect("RECALL_CONTEXTS is a number"));
+    let count = count.map_or(CONTEXTS, |n| {
+        n.parse().expect("RECALL_CONTEXTS is a number")
+    });
     let asks: Vec<Ask> = asks(&nano).into_iter().take(count).collect();
     assert!(asks.len() >= CONTEXTS);
     println!("| FW | recalled | of those inside FW | of those outside |");
@@ -91,11 +105,19 @@ fn recall_is_lost_beyond_the_window() {
         }
         let share = |[right, of]: [usize; 2]| format!("{right}/{of}");
         let all = [right[0][0] + right[1][0], right[0][1] + right[1][1]];
-        println!("| {window} | {} | {} | {} |", share(all), share(right[0]), share(right[1]));
+        println!(
+            "| {window} | {} | {} | {} |",
+            share(all),
+            share(right[0]),
+            share(right[1])
+        );
         let fraction = all[0] as f64 / all[1] as f64;
         assert!(fraction >= last, "{window}: {fraction} after {last}");
         last = fraction;
-        assert!(right[1][0] * 4 <= right[1][1], "recalled from outside {window}: {right:?}");
+        assert!(
+            right[1][0] * 4 <= right[1][1],
+            "recalled from outside {window}: {right:?}"
+        );
     }
     assert!(last == 1.0, "with all in sight: {last}");
 }

@@ -151,7 +151,10 @@ impl KvCache for DecodeCache {
         };
         let (keys, values) = store.slots.advance(e, rule, store.used, &k, &v)?;
         store.used += 1;
-        let (keys, values) = (own_part(e, &keys, layer.kind)?, own_part(e, &values, layer.kind)?);
+        let (keys, values) = (
+            own_part(e, &keys, layer.kind)?,
+            own_part(e, &values, layer.kind)?,
+        );
         Ok(self.link.see(layer.index, layer.kind, keys, values))
     }
 
@@ -211,9 +214,7 @@ impl Store {
             (CacheForm::StateMask, _) => {
                 Slots::state(e, &format!("kv_{name}"), &shape(2 * layers), true)?
             }
-            (CacheForm::StateFull, _) => {
-                Slots::state(e, "kv_cache_0", &shape(2 * layers), false)?
-            }
+            (CacheForm::StateFull, _) => Slots::state(e, "kv_cache_0", &shape(2 * layers), false)?,
             (CacheForm::Full, _) => Slots::explicit(e, ["K", "V"], &shape(layers.max(1)))?,
             (CacheForm::Shift | CacheForm::Window(_), _) => {
                 let names = [format!("K_{name}"), format!("V_{name}")];

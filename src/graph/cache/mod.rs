@@ -173,7 +173,11 @@ impl Link {
                 None => instead(e, kind)?,
             };
             for (name, value) in [(k_name, keys), (v_name, values)] {
-                let value = if copied { e.fb.identity(&value)? } else { value };
+                let value = if copied {
+                    e.fb.identity(&value)?
+                } else {
+                    value
+                };
                 e.fb.output(name, &value)?;
             }
         }

@@ -46,9 +46,7 @@ impl KvCache for PrefillCache {
         if !(shared && self.link.hands_over) {
             self.rows.push((k.clone(), v.clone()));
         }
-        Ok(self
-            .link
-            .see(layer.index, layer.kind, k.clone(), v.clone()))
+        Ok(self.link.see(layer.index, layer.kind, k.clone(), v.clone()))
     }
 
     fn shared(&self, layer: &LayerPlan, from: usize) -> Result<KeysValues> {

@@ -142,10 +142,9 @@ impl Slots {
                 keys,
                 values,
             } => {
-                for (name, input, slots) in [
-                    (&names[0], keys_in, keys),
-                    (&names[1], values_in, values),
-                ] {
+                for (name, input, slots) in
+                    [(&names[0], keys_in, keys), (&names[1], values_in, values)]
+                {
                     let all = match slots.as_slice() {
                         [] => input.clone(),
                         [one] => one.clone(),
@@ -207,10 +206,13 @@ fn placed(
         return e.slice(slots, &[], &[]);
     };
     let from = [e.int32s(&[index, 0])?, at.clone(), e.int32s(&[0])?];
-    let to = [e.int32s(&[index + 1, heads])?, after.clone(), e.int32s(&[width])?];
+    let to = [
+        e.int32s(&[index + 1, heads])?,
+        after.clone(),
+        e.int32s(&[width])?,
+    ];
     let (begin, end) = (e.fb.concat(&from, 0)?, e.fb.concat(&to, 0)?);
-    Ok(e.fb
-        .slice_update(slots, row, &begin, &end, &SliceParams::default())?)
+    Ok(e.fb.slice_update(slots, row, &begin, &end, &SliceParams::default())?)
 }
 
 /// Drops the oldest rows of a slot `(.., length, width)` and appends new ones.

@@ -3,6 +3,7 @@
 mod contract;
 mod family;
 mod structure;
+mod variants;
 
 use std::path::Path;
 
