@@ -4,7 +4,7 @@ CARGO ?= cargo
 VENV := .venv-coremltools
 OUT ?= target/demo
 
-.PHONY: demo test check fmt clippy doc bench fixtures venv build clean
+.PHONY: demo test check fmt clippy doc bench recipe-table fixtures venv build clean
 
 build:
 	$(CARGO) build --release
@@ -41,6 +41,11 @@ check: fmt clippy test doc
 ## Palettizer against coremltools, same matrices, same run.
 bench: venv
 	bash benches/run.sh
+
+## The table of recipes of docs/EXPERIMENTS.md, and what windowed full attention forgets.
+recipe-table: venv
+	$(CARGO) test --release --test recipes -- --nocapture every_recipe | grep '^|'
+	RECALL_CONTEXTS=125 $(CARGO) test --release --test recipes -- --nocapture recall_is_lost | grep '^|'
 
 ## Retrains and regenerates fixtures/ (needs torch: see fixtures/README.md).
 fixtures:

@@ -138,7 +138,15 @@ impl<'a> Chain<'a> {
                 if !shapes.is_empty() && !shapes.contains(&t.shape) {
                     let expected = shapes.iter().map(|s| format!("{s:?}"));
                     let expected = expected.collect::<Vec<_>>().join(" or ");
-                    let expected = format!("{expected} as model_config.json says");
+                    let expected = match (self.width, self.chunks.first()) {
+                        (2.., Some((first, _))) => {
+                            format!(
+                                "{expected} as model_config.json and {first} ({} tokens) say",
+                                self.width
+                            )
+                        }
+                        _ => format!("{expected} as model_config.json says"),
+                    };
                     return wrong(chunk, name, &expected, &format!("{:?}", t.shape));
                 }
                 if let Some(base) = name.strip_suffix("_in") {

@@ -187,8 +187,7 @@ fn tensors(path: &Path, console: &Console) -> Result<()> {
 fn bundle(path: &Path, args: &Args, console: &Console) -> Result<()> {
     let bundle = open_bundle(path)?;
     let list: Vec<(String, &Package)> = bundle
-        .chunks()
-        .iter()
+        .packages()
         .map(|c| (c.name.clone(), &c.package))
         .collect();
     if args.ops || args.weights || args.mil {

@@ -1,6 +1,6 @@
 //! A package as tables and JSON, for `inspect`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
@@ -42,7 +42,7 @@ fn counted(function: &ReadFunction) -> impl Iterator<Item = &ReadOp> {
         .filter(|op| op.op_type != OpType::Const && !op.op_type.is_constexpr())
 }
 
-/// Features of every function.
+/// Features of every function, how often each op occurs, and the weights by scheme.
 pub fn summary_text(package: &Package) -> String {
     let mut text = String::new();
     for (name, function) in package.functions() {
@@ -62,10 +62,29 @@ pub fn summary_text(package: &Package) -> String {
         }
         text.push_str(&table(&["feature", "name", "type"], &rows));
     }
+    text.push_str(&ops_text(package));
+    let schemes = schemes(package).into_iter();
+    let rows: Vec<Vec<String>> = schemes
+        .map(|(scheme, (count, bytes))| vec![scheme, count.to_string(), bytes.to_string()])
+        .collect();
+    text.push_str(&table(&["scheme", ">weights", ">bytes"], &rows));
     for (file, bytes, blobs) in package.weight_files() {
         let _ = writeln!(text, "{file}: {blobs} blobs, {}", human_bytes(bytes));
     }
     text
+}
+
+/// Number and bytes of the weights of each scheme. What several functions or constants share counts once.
+fn schemes(package: &Package) -> BTreeMap<String, (usize, usize)> {
+    let mut seen = BTreeSet::new();
+    let mut schemes: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    for weight in package.functions().values().flat_map(weights) {
+        if seen.insert(weight.offset) {
+            let sum = schemes.entry(weight.scheme).or_default();
+            *sum = (sum.0 + 1, sum.1 + weight.bytes);
+        }
+    }
+    schemes
 }
 
 /// The same as JSON.
@@ -98,6 +117,11 @@ pub fn summary_json(name: &str, package: &Package) -> Value {
         "package": name,
         "default_function": package.default_function(),
         "functions": functions,
+        "ops": histogram(package),
+        "schemes": schemes(package)
+            .into_iter()
+            .map(|(scheme, (weights, bytes))| (scheme, json!({ "weights": weights, "bytes": bytes })))
+            .collect::<BTreeMap<_, _>>(),
         "model_bytes": package.model_bytes(),
         "weight_bytes": package.weight_bytes(),
     })
@@ -133,6 +157,8 @@ pub fn ops_json(name: &str, package: &Package) -> Value {
 struct Weight {
     name: String,
     shape: Vec<usize>,
+    /// Element type, and what makes the weight of it: `fp16`, `uint4 lut`, `int8 scaled`.
+    scheme: String,
     storage: String,
     bytes: usize,
     offset: usize,
@@ -168,6 +194,15 @@ fn weights(function: &ReadFunction) -> Vec<Weight> {
         all.push(Weight {
             name: name.clone(),
             shape: ty.shape.clone(),
+            scheme: match (op.op_type, values.first()) {
+                (OpType::ConstexprLutToDense, Some(indices)) => {
+                    format!("{} lut", indices.ty().dtype)
+                }
+                (OpType::ConstexprBlockwiseShiftScale, Some(data)) => {
+                    format!("{} scaled", data.ty().dtype)
+                }
+                _ => ty.dtype.name().to_string(),
+            },
             storage: match op.op_type {
                 OpType::Const => ty.dtype.name().to_string(),
                 other => format!("{}({})", other.name(), parts.join(", ")),
