@@ -27,6 +27,7 @@
 
 mod error;
 mod rules;
+mod set;
 #[cfg(test)]
 mod tests;
 
