@@ -80,6 +80,11 @@ fn one_package_is_rebuilt() {
     let facts: serde_json::Value = serde_json::from_str(&read(&out, "provenance.json")).unwrap();
     let recipe = facts["packages"]["chunk4"]["text"].as_str().unwrap();
     assert!(recipe.contains("up_proj"), "{recipe}");
+    let about = good(&["inspect", path(&out)]);
+    assert!(
+        about.contains("recipe swa4-fp16 (chunk4: swa4-fp16, rebuilt), "),
+        "{about}"
+    );
     let text = hinted(
         &convert(&model, &out, &["--only", "chunk4", "--context", "96"]),
         INVALID,

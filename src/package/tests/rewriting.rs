@@ -233,3 +233,15 @@ fn a_donor_that_was_cut_short_is_refused() {
     assert!(matches!(&error, Error::Blob { .. }), "{error}");
     assert!(error.to_string().contains("64 now"), "{error}");
 }
+
+/// A file that cannot be linked: `/proc` is a file system of its own.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_cannot_be_linked_is_copied() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (Path::new("/proc/version"), dir.path().join("w"));
+    crate::package::link_or_copy(from, &to).unwrap();
+    assert_eq!(fs::read(&to).unwrap(), fs::read(from).unwrap());
+    let again = crate::package::link_or_copy(from, &to).unwrap_err();
+    assert_eq!(again.kind(), std::io::ErrorKind::AlreadyExists);
+}
