@@ -111,14 +111,7 @@ fn a_bad_model_exits_3_and_says_what_and_where() {
 #[test]
 fn convert_refuses_to_overwrite() {
     let nano = fixture("nano");
-    let output = run(&[
-        "convert",
-        path(&nano),
-        "-o",
-        path(bundle()),
-        "--context",
-        "192",
-    ]);
+    let output = run(&["convert", path(&nano), "-o", path(bundle())]);
     assert_eq!(output.status.code(), Some(INVALID));
     let text = stderr(&output);
     assert!(

@@ -57,6 +57,7 @@ fn spec(chunks: &[(&str, PathBuf)]) -> ChainSpec {
         hidden: 2,
         per_layer: 0,
         rope: rope(CONTEXT),
+        ..ChainSpec::default()
     }
 }
 

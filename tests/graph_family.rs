@@ -334,6 +334,7 @@ fn check_decode(case: &Case) {
         hidden: plan.hidden,
         per_layer: plan.layers.len() * plan.ple_dim,
         rope: rope_tables(&plan, case.context),
+        ..ChainSpec::default()
     };
     let rows = Box::new(ExactRows(checkpoint.clone(), plan.clone()));
     let options = DecodeOptions { threads: 1, keep };

@@ -19,6 +19,10 @@ pub struct Provenance {
     pub tool: Tool,
     /// The recipe as it was applied.
     pub recipe: RecipeRecord,
+    /// The recipes of packages that were rebuilt with another one, by package (`chunk4`). Their names are those that
+    /// `recipe` would give them, and so is all that packages must agree on.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub packages: BTreeMap<String, RecipeRecord>,
     /// The checkpoint.
     pub checkpoint: CheckpointRecord,
     /// Positions of the full-attention cache.

@@ -114,7 +114,7 @@ impl Staging {
     }
 
     /// Removes the staging directory if it holds nothing but the lock.
-    fn discard_if_empty(self) {
+    pub fn discard_if_empty(self) {
         let entries = fs::read_dir(&self.root).map(|d| d.count()).unwrap_or(0);
         if entries <= 1 {
             let _ = self.discard();

@@ -10,30 +10,40 @@ use super::Threads;
 use super::console::{Console, human_bytes, table};
 use super::failure::{Code, Failure, OrFail, Result};
 use super::recipes::load_recipe;
-use super::source::{hub_id, open_model};
+use super::source::{check_place, hub_id, open_model};
 use crate::bundle;
 use crate::convert::{self, Fault, Options, Report, ResolvedChunk};
 use crate::gemma::ModelPlan;
-use crate::recipe::DEFAULT;
+use crate::recipe::{DEFAULT, Recipe, Rule};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A local snapshot directory or a hub id (`google/gemma-4-E2B-it`, `...@REVISION`)
     model: String,
 
-    /// A built-in recipe (see `recipes list`) or a path to a TOML file
-    #[arg(short, long, default_value = DEFAULT)]
-    recipe: String,
+    /// A built-in recipe (see `recipes list`) or a path to a TOML file [default: swa4-int4; with --only, the bundle's]
+    #[arg(short, long)]
+    recipe: Option<String>,
+
+    /// Another scheme for the weights whose names REGEX finds (HF tensor names without prefix), after the recipe's own rules:
+    /// the last one that matches wins; one that matches nothing is an error. May be repeated
+    #[arg(long, value_name = "REGEX=SCHEME")]
+    set: Vec<Rule>,
 
     /// The bundle to write
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
 
-    /// Positions of the full-attention cache [default: the recipe's, or at most 2048]
+    /// Positions of the full-attention cache [default: the recipe's, or at most 2048]. A bundle that is there already, of the
+    /// same checkpoint and recipe, is rewritten for it without quantizing again
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     context: Option<u32>,
 
-    /// Replace a bundle that is there already
+    /// Rebuild this package (`chunk4`) of the bundle that is there already; everything else is kept
+    #[arg(long, value_name = "PACKAGE", conflicts_with = "force")]
+    only: Option<String>,
+
+    /// Convert everything anew and replace a bundle that is there already
     #[arg(long)]
     force: bool,
 
@@ -42,10 +52,13 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, console: &Console) -> Result<()> {
-    let recipe = load_recipe(&args.recipe)?;
+    let recipe = chosen_recipe(args)?;
     let checkpoint = open_model(&args.model, console)?;
     let plan = ModelPlan::new(checkpoint.config()).or_invalid()?;
-    let chunks = convert::resolve(&plan, &recipe).map_err(failure)?;
+    let mut chunks = convert::resolve(&plan, &recipe).map_err(failure)?;
+    if let Some(only) = &args.only {
+        chunks.retain(|c| c.spec.name == *only);
+    }
     if !console.json() {
         console.line(&format!("recipe {}: {}", recipe.name, recipe.description))?;
         console.print(&scheme_table(&chunks))?;
@@ -54,6 +67,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         threads: (args.threads.threads > 0).then_some(args.threads.threads),
         force: args.force,
         context: args.context.map(|n| n as usize),
+        only: args.only.clone(),
         model_id: hub_id(&args.model),
     };
     let report =
@@ -61,12 +75,36 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     print(&report, &chunks, console)
 }
 
+/// The recipe named, or the bundle's own when one package of it is rebuilt; with the rules of `--set`.
+fn chosen_recipe(args: &Args) -> Result<Recipe> {
+    let recipe = match (&args.recipe, &args.only) {
+        (Some(name), _) => load_recipe(name)?,
+        (None, None) => load_recipe(DEFAULT)?,
+        (None, Some(package)) => {
+            check_place(&args.output).map_err(|f| {
+                f.replace_hint(format!(
+                    "--only {package} rebuilds a package of a bundle: convert the whole model first"
+                ))
+            })?;
+            convert::bundle_recipe(&args.output).map_err(failure)?
+        }
+    };
+    recipe.with_rules(&args.set).or_invalid()
+}
+
 fn failure(error: convert::Error) -> Failure {
     let failure = Failure::from_error(Code::Invalid, &error);
     let failure = match &error {
         convert::Error::Bundle(bundle::Error::Exists { .. }) => {
-            failure.replace_hint("--force replaces a bundle; or choose another --output")
+            failure.replace_hint(
+                "--force replaces a bundle, --context N rewrites one for another context; or choose another --output",
+            )
         }
+        convert::Error::OtherBundle { .. } => {
+            failure.replace_hint("--force converts everything anew and replaces the bundle")
+        }
+        convert::Error::Bundle(bundle::Error::Content { .. }) => failure
+            .hint("the bundle there is damaged; --force converts everything anew and replaces it"),
         convert::Error::Context { .. } => failure.hint("give a --context in that range"),
         _ => failure,
     };
@@ -80,7 +118,10 @@ fn failure(error: convert::Error) -> Failure {
 /// One row per scheme and reason; a weight that did not fit its scheme has a row of its own.
 fn scheme_table(chunks: &[ResolvedChunk]) -> String {
     let mut groups: BTreeMap<(String, String, String), (usize, u64, u64)> = BTreeMap::new();
-    for weight in chunks.iter().flat_map(|c| &c.weights) {
+    // Packages over the weights of another have none of their own.
+    let own = chunks.iter().enumerate();
+    let own = own.filter(|(i, c)| !chunks[..*i].iter().any(|earlier| earlier.has_weights_of(c)));
+    for weight in own.flat_map(|(_, c)| &c.weights) {
         let alone = weight.reason.starts_with("otherwise");
         let tensor = match alone {
             true => weight.binding.tensor.clone(),
@@ -135,6 +176,13 @@ fn print(report: &Report, chunks: &[ResolvedChunk], console: &Console) -> Result
             text,
             "kept from an interrupted run: {}",
             report.resumed.join(", ")
+        );
+    }
+    if !report.kept.is_empty() {
+        let _ = writeln!(
+            text,
+            "kept from the bundle that was there: {}",
+            report.kept.join(", ")
         );
     }
     let worst = report

@@ -203,9 +203,15 @@ fn bundle(path: &Path, args: &Args, console: &Console) -> Result<()> {
         }));
     }
     let config = bundle.config();
+    let others: String = provenance
+        .packages
+        .iter()
+        .map(|(package, recipe)| format!(" ({package}: {}, rebuilt)", recipe.name))
+        .collect();
     let mut text = format!(
-        "recipe {}, checkpoint {}, {} {}\n{} layers, hidden {}, vocabulary {}, context {}, window {}\n\n",
+        "recipe {}{}, checkpoint {}, {} {}\n{} layers, hidden {}, vocabulary {}, context {}, window {}\n\n",
         provenance.recipe.name,
+        others,
         provenance.checkpoint.sha256,
         provenance.tool.name,
         provenance.tool.version,

@@ -70,6 +70,54 @@ pub enum Error {
         /// What readers multiply it by.
         factor: f64,
     },
+    /// The output holds a bundle of something else, so that none of it can be kept.
+    #[error(
+        "{path}: {what}: expected {expected}, the bundle there has {got}\n\
+         hint: ask for it to be replaced; then everything is converted anew"
+    )]
+    OtherBundle {
+        /// The output.
+        path: PathBuf,
+        /// `recipe`, `checkpoint` or `tool`.
+        what: &'static str,
+        /// What this conversion has.
+        expected: String,
+        /// What the bundle was made with.
+        got: String,
+    },
+    /// There is no bundle whose package could be rebuilt.
+    #[error(
+        "{path}: no bundle there to rebuild `{package}` of\nhint: convert the whole model first"
+    )]
+    NoBundle {
+        /// The output.
+        path: PathBuf,
+        /// The package asked for.
+        package: String,
+    },
+    /// The bundle has no package of that name.
+    #[error("no package `{package}`\nhint: the bundle has {}", .known.join(", "))]
+    NoSuchPackage {
+        /// What was asked for.
+        package: String,
+        /// Names there are.
+        known: Vec<String>,
+    },
+    /// A rebuilt package would not agree with the rest of its bundle.
+    #[error(
+        "{package} would have {what} {asked}, the bundle has {there}\n\
+         hint: convert the whole bundle that way, or rebuild the package as the bundle is"
+    )]
+    Inconsistent {
+        /// The package.
+        package: String,
+        /// What all packages must agree on.
+        what: &'static str,
+        /// What the package would have.
+        asked: String,
+        /// What the bundle has.
+        there: String,
+    },
     /// The context is not one the model can have.
     #[error("context {context}: expected 1 to {max}, the positions the model was made for")]
     Context {
@@ -133,6 +181,11 @@ impl Error {
         match self {
             Self::Space { .. } | Self::Bundle(B::DiskFull { .. }) => Fault::Space,
             Self::Package { source, .. } if disk_full(source.as_ref()) => Fault::Space,
+            Self::Package { source, .. }
+                if matches!(**source, crate::package::Error::Donor { .. }) =>
+            {
+                Fault::Input
+            }
             Self::Package { .. } | Self::Threads { .. } | Self::Bundle(B::Io { .. }) => {
                 Fault::Unexpected
             }

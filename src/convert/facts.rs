@@ -2,6 +2,7 @@
 
 use super::journal::Done;
 use super::tables::row_format;
+use super::task::Task;
 use crate::bundle::provenance::{CheckpointRecord, FORMAT, RecipeRecord, Tool};
 use crate::bundle::{BundleConfig, Provenance};
 use crate::checkpoint::Checkpoint;
@@ -17,34 +18,35 @@ const EOS: u32 = 1;
 /// Everything that decides a bundle.
 pub(super) struct Job<'a> {
     pub checkpoint: &'a Checkpoint,
-    pub recipe: &'a Recipe,
     pub plan: &'a ModelPlan,
-    pub context: usize,
-    pub model_id: &'a str,
+    /// Recipe, context, packages, and what is kept of an earlier bundle.
+    pub task: &'a Task,
 }
 
 impl Job<'_> {
     /// Which RoPE tables the full layers get.
     pub fn full_rope(&self) -> &'static str {
-        if self.recipe.compat {
+        if self.task.recipe.compat {
             "all-pairs"
         } else {
             "proportional"
         }
     }
 
-    /// `model_config.json`; `packages` are all of them in the order they run.
-    pub fn config(&self, packages: &[ChunkSpec]) -> BundleConfig {
+    /// `model_config.json`.
+    pub fn config(&self) -> BundleConfig {
         let (plan, text) = (self.plan, self.checkpoint.config());
+        let recipe = &self.task.recipe;
         let per_layer = plan.ple_dim > 0;
         let decodes = |spec: &&ChunkSpec| spec.functions.contains(&FunctionKind::Decode);
-        let (decode, prefill): (Vec<_>, Vec<_>) = packages.iter().partition(decodes);
+        let specs = self.task.chunks.iter().map(|chunk| &chunk.spec);
+        let (decode, prefill): (Vec<_>, Vec<_>) = specs.partition(decodes);
         let names = |specs: &[&ChunkSpec]| specs.iter().map(|s| s.name.clone()).collect();
         BundleConfig {
-            model_name: self.model_id.to_string(),
+            model_name: self.task.model_id.to_string(),
             architecture: "gemma4".into(),
             hidden_size: plan.hidden,
-            context_length: self.context,
+            context_length: self.task.context,
             vocab_size: plan.vocab,
             bos_token_id: text.bos_token_id.unwrap_or(BOS),
             eos_token_id: text.eos_token_ids.first().copied().unwrap_or(EOS),
@@ -68,21 +70,21 @@ impl Job<'_> {
             global_head_dim: plan.full.head_dim,
             rms_norm_eps: plan.eps,
             final_logit_softcapping: plan.softcap,
-            quantization: self.recipe.quantize.default.to_string(),
+            quantization: self.task.recipe.quantize.default.to_string(),
             compute_units: "CPU_AND_NE".into(),
-            tokenizer_repo: self.model_id.to_string(),
+            tokenizer_repo: self.task.model_id.to_string(),
             num_global_key_value_heads: Some(plan.full.kv_heads),
             vocab_size_per_layer_input: per_layer.then_some(plan.ple_vocab),
-            layout: self.recipe.layout.name().to_string(),
+            layout: recipe.layout.name().to_string(),
             chunks: names(&decode),
             prefill_chunks: names(&prefill),
             chunk_ends: decode.iter().map(|s| s.layers.end).collect(),
-            full_attention_window: match self.recipe.cache {
+            full_attention_window: match recipe.cache {
                 CacheForm::Window(positions) => Some(positions),
                 _ => None,
             },
-            pad_kv_heads: self.recipe.pad_kv_heads,
-            table_format: row_format(self.recipe.quantize.tables),
+            pad_kv_heads: recipe.pad_kv_heads,
+            table_format: row_format(recipe.quantize.tables),
             full_rope: self.full_rope().to_string(),
         }
     }
@@ -96,17 +98,20 @@ impl Job<'_> {
                 name: env!("CARGO_PKG_NAME").to_string(),
                 version: env!("CARGO_PKG_VERSION").to_string(),
             },
-            recipe: RecipeRecord {
-                name: self.recipe.name.clone(),
-                text: self.recipe.source.clone(),
-            },
+            recipe: recipe_record(&self.task.recipe),
+            packages: self
+                .task
+                .packages
+                .iter()
+                .map(|(name, recipe)| (name.clone(), recipe_record(recipe)))
+                .collect(),
             checkpoint: CheckpointRecord {
                 sha256: fingerprint.to_string(),
                 vision_tensors: passed.vision,
                 audio_tensors: passed.audio,
                 other_tensors: passed.other,
             },
-            context: self.context,
+            context: self.task.context,
             full_rope: self.full_rope().to_string(),
             tensors: done
                 .iter()
@@ -117,5 +122,13 @@ impl Job<'_> {
                 .flat_map(|d| d.files.iter().map(|(k, v)| (k.clone(), v.clone())))
                 .collect(),
         }
+    }
+}
+
+/// A recipe as `provenance.json` keeps it.
+pub(super) fn recipe_record(recipe: &Recipe) -> RecipeRecord {
+    RecipeRecord {
+        name: recipe.name.clone(),
+        text: recipe.source.clone(),
     }
 }

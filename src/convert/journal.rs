@@ -52,12 +52,14 @@ impl Journal {
             Some(found) if found == head => {}
             _ => return Ok(None),
         }
-        let mut done = Vec::new();
+        let mut done: Vec<Done> = Vec::new();
         let mut length = text.iter().position(|&b| b == b'\n').map_or(0, |n| n + 1);
         for line in lines {
             let Some(unit) = complete::<Done>(line) else {
                 break;
             };
+            // A unit whose files were not as recorded has been built again.
+            done.retain(|earlier| earlier.unit != unit.unit);
             done.push(unit);
             length += line.len();
         }
@@ -182,8 +184,10 @@ mod tests {
         let mut journal = Journal::resume(&path, "k").unwrap().unwrap();
         assert_eq!(journal.done(), std::slice::from_ref(&a));
         journal.append(b.clone()).unwrap();
+        // A unit that was built again counts once.
+        journal.append(a.clone()).unwrap();
         let journal = Journal::resume(&path, "k").unwrap().unwrap();
-        assert_eq!(journal.done(), [a, b]);
+        assert_eq!(journal.done(), [b, a]);
     }
 
     #[test]

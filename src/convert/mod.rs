@@ -4,7 +4,8 @@
 //! output, one unit (a package, a table, ...) after another: a tensor goes from the memory map through the quantizer to the
 //! file in tiles of whole groups, so that memory does not grow with the model. Finished units are recorded in a journal
 //! keyed by checkpoint, recipe, context and tool version; running again after a crash keeps them. At the end the bundle is
-//! opened and checked, and renamed into place.
+//! opened and checked, and renamed into place. A unit may also be taken from the bundle that is replaced: as it is, or, for a
+//! package, its weights under another program.
 //!
 //! The same input gives the same bytes, whatever the number of threads and however often it was interrupted.
 
@@ -16,22 +17,42 @@ mod report;
 mod resolve;
 mod source;
 mod tables;
+mod task;
+#[cfg(test)]
+mod tests;
 mod tile;
+mod units;
 
 pub use error::{Error, Fault, Result};
 pub use pipeline::convert;
 pub use report::{Report, SchemeTotal, StageTime};
 pub use resolve::{Resolved, ResolvedChunk, resolve};
+pub use task::bundle_recipe;
+
+/// Name and version of this converter: what decides the bytes beside checkpoint and recipe.
+const TOOL: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
 
 /// What a caller may choose beside the recipe.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
     /// Worker threads; all cores when `None`.
     pub threads: Option<usize>,
-    /// Replace an existing bundle at the output.
+    /// Replace an existing bundle at the output by a whole conversion.
     pub force: bool,
-    /// Positions of the full-attention cache; the recipe's when `None`.
+    /// Positions of the full-attention cache; the recipe's when `None`. With an existing bundle of the same checkpoint,
+    /// recipe and version at the output, and without `force`, that bundle is rewritten for this context: its weights and
+    /// tables are kept. The result is the same, byte for byte, as that of a whole conversion.
     pub context: Option<usize>,
+    /// Rebuild this package (`chunk4`) of the bundle at the output, with the recipe given, which may quantize in another way.
+    /// All else is kept, tables and tokenizer included. `force` and `model_id` say nothing then.
+    pub only: Option<String>,
     /// Name of the model for `model_config.json` (a hub id, say); `gemma4` when `None`. It is part of the bundle's bytes.
     pub model_id: Option<String>,
+}
+
+impl Options {
+    /// Whether a bundle at the output may be replaced.
+    fn replaces(&self) -> bool {
+        self.force || self.context.is_some() || self.only.is_some()
+    }
 }

@@ -26,6 +26,8 @@ pub struct Report {
     pub stages: Vec<StageTime>,
     /// Units that an interrupted run had finished.
     pub resumed: Vec<String>,
+    /// Units taken over from the bundle that was there: tables as they were, packages with their weights at least.
+    pub kept: Vec<String>,
     /// Largest resident size of the process so far, memory-mapped pages included, where the system says.
     pub peak_rss: Option<u64>,
 }

@@ -36,6 +36,15 @@ pub struct ResolvedChunk {
     pub weights: Vec<Resolved>,
 }
 
+impl ResolvedChunk {
+    /// Whether the weights of another package of the bundle are these, stored in the same way.
+    pub fn has_weights_of(&self, other: &Self) -> bool {
+        let mut pairs = self.weights.iter().zip(&other.weights);
+        self.weights.len() == other.weights.len()
+            && pairs.all(|(a, b)| a.binding == b.binding && a.storage == b.storage)
+    }
+}
+
 /// Resolves the recipe's rules for every weight of a model. A rule that matches nothing is an error, and so is a scheme
 /// that does not fit unless the recipe says what to use `otherwise`.
 pub fn resolve(plan: &ModelPlan, recipe: &Recipe) -> Result<Vec<ResolvedChunk>> {

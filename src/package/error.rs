@@ -49,6 +49,18 @@ pub enum Error {
     /// Unused bits of a sub-byte part are not zero.
     #[error("weight `{weight}`: the unused bits of the last byte of {part} are not zero")]
     PartPadding { weight: String, part: &'static str },
+    /// The package whose weights are to be used does not have one as the program needs it.
+    #[error(
+        "weight `{weight}`: expected {expected}, {donor} has {got}\n\
+         hint: the two packages are of different models: write this one from the checkpoint",
+        donor = donor.display()
+    )]
+    Donor {
+        donor: PathBuf,
+        weight: String,
+        expected: String,
+        got: String,
+    },
     /// The manifest is not as Core ML expects it.
     #[error("{path}: {message}", path = path.display())]
     Manifest { path: PathBuf, message: String },

@@ -24,7 +24,8 @@
 //! one little-endian bit stream over the whole tensor: element `i` at bit `i * bits`.
 //!
 //! [`write_package`] streams weights from a [`ConstSource`] and writes into the directory it is
-//! given, nothing else; making that atomic is for the caller. [`Package::open`] checks everything
+//! given, nothing else; making that atomic is for the caller. [`rewrite_package`] writes another program
+//! over the weights of a package that is there. [`Package::open`] checks everything
 //! that coremltools' loader checks and what it does not: the description against the program,
 //! types of constants, the opset, names, the layout of weight.bin down to reserved bytes.
 
@@ -34,6 +35,7 @@ mod manifest;
 mod print;
 mod proto;
 mod read;
+mod rewrite;
 mod spec;
 mod storage;
 #[cfg(test)]
@@ -43,6 +45,8 @@ mod write;
 pub use blob::{BlobHeader, HEADER_BYTES, align};
 pub use error::{BoxError, Error, Result};
 pub use read::{Binding, Package, ReadFunction, ReadOp, ReadValue};
+pub(crate) use rewrite::link_or_copy;
+pub use rewrite::rewrite_package;
 pub use storage::{Part, PartSpec, Storage};
 pub use write::{
     BlobPlace, ConstPlace, ConstSource, ModelDescription, PackageReport, PackageSpec, PartPlace,

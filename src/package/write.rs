@@ -127,19 +127,7 @@ pub fn write_package(
     package: &PackageSpec<'_>,
     source: &mut dyn ConstSource,
 ) -> Result<PackageReport> {
-    let program = package.program;
-    for name in program.functions.keys() {
-        ident::check("function", name)?;
-    }
-    if !program.functions.contains_key(&program.default_function) {
-        return Err(Error::Program {
-            function: program.default_function.clone(),
-            op: String::new(),
-            value: String::new(),
-            message: "the default function is not in the program".to_owned(),
-        });
-    }
-    let order = ordered(program, package.blob_order)?;
+    let order = checked(package)?;
     let weights = dir.join(WEIGHTS_DIR);
     fs::create_dir_all(&weights).map_err(Error::io("cannot create", &weights))?;
 
@@ -154,10 +142,57 @@ pub fn write_package(
     }
     let (weight_bytes, blobs) = (writer.file.bytes(), writer.file.count());
     writer.file.finish()?;
+    let stored = StoredWeights {
+        files: vec![WEIGHT_FILE.to_owned()],
+        bytes: weight_bytes,
+        blobs,
+        content: writer.content,
+        consts: writer.consts,
+    };
+    write_model(dir, package, stored)
+}
 
-    let model = spec::model(program, &package.description, &writer.consts)?.encode_to_vec();
+/// Weights that are in place.
+pub(super) struct StoredWeights {
+    /// Names in the weights directory.
+    pub files: Vec<String>,
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// Blobs of all files.
+    pub blobs: u32,
+    /// Hash of the hashes of all parts, in the order of the weights.
+    pub content: Sha256,
+    /// Where each weight is.
+    pub consts: BTreeMap<String, ConstPlace>,
+}
+
+/// Checks the names of the program and the order of its weights; gives the weights in that order.
+pub(super) fn checked<'a>(package: &PackageSpec<'a>) -> Result<Vec<&'a DeferredConst>> {
+    let program = package.program;
+    for name in program.functions.keys() {
+        ident::check("function", name)?;
+    }
+    if !program.functions.contains_key(&program.default_function) {
+        return Err(Error::Program {
+            function: program.default_function.clone(),
+            op: String::new(),
+            value: String::new(),
+            message: "the default function is not in the program".to_owned(),
+        });
+    }
+    ordered(program, package.blob_order)
+}
+
+/// Writes model and manifest beside weights that are in place, and syncs the directories.
+pub(super) fn write_model(
+    dir: &Path,
+    package: &PackageSpec<'_>,
+    weights: StoredWeights,
+) -> Result<PackageReport> {
+    let model = spec::model(package.program, &package.description, &weights.consts)?;
+    let model = model.encode_to_vec();
     write_file(&dir.join(MODEL_PATH), &model)?;
-    let content = writer.content.chain_update(&model).finalize().into();
+    let content = weights.content.chain_update(&model).finalize().into();
     let manifest = Manifest::new(&content).to_json()?;
     write_file(&dir.join("Manifest.json"), manifest.as_bytes())?;
     for folder in ["", "Data", "Data/com.apple.CoreML", WEIGHTS_DIR] {
@@ -165,16 +200,15 @@ pub fn write_package(
         let synced = File::open(&path).and_then(|folder| folder.sync_all());
         synced.map_err(Error::io("cannot sync", &path))?;
     }
+    let mut files = vec![PathBuf::from(MODEL_PATH)];
+    files.extend(weights.files.iter().map(|f| Path::new(WEIGHTS_DIR).join(f)));
+    files.push("Manifest.json".into());
     Ok(PackageReport {
-        weight_bytes,
+        weight_bytes: weights.bytes,
         model_bytes: model.len() as u64,
-        blobs,
-        files: vec![
-            MODEL_PATH.into(),
-            Path::new(WEIGHTS_DIR).join(WEIGHT_FILE),
-            "Manifest.json".into(),
-        ],
-        consts: writer.consts,
+        blobs: weights.blobs,
+        files,
+        consts: weights.consts,
     })
 }
 

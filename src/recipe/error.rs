@@ -43,6 +43,16 @@ pub enum Error {
         /// What the regex parser says, in one line.
         message: String,
     },
+    /// A rule that was to be added is not one.
+    #[error(
+        "rule `{text}`: {message}\nhint: a rule is REGEX=SCHEME, such as `down_proj=int8-channel`"
+    )]
+    Setting {
+        /// What was given.
+        text: String,
+        /// What is wrong with it.
+        message: String,
+    },
     /// A quantization rule matches no weight that can be quantized.
     #[error("recipe `{recipe}`: rule `{pattern}` = {scheme} matches no weight\nhint: {hint}")]
     RuleMatchesNothing {

@@ -30,6 +30,7 @@
 
 mod error;
 mod rules;
+mod set;
 #[cfg(test)]
 mod tests;
 

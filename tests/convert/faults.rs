@@ -280,7 +280,11 @@ fn existing_output_is_replaced_only_when_asked() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("b");
     run(&fixture(MODEL), "swa4-int4", &out, &options()).unwrap();
-    let error = run(&fixture(MODEL), "swa4-fp16", &out, &options()).unwrap_err();
+    let plain = Options {
+        context: None,
+        ..options()
+    };
+    let error = run(&fixture(MODEL), "swa4-fp16", &out, &plain).unwrap_err();
     assert!(
         matches!(error, Error::Bundle(BundleError::Exists { .. })),
         "{error}"

@@ -9,4 +9,5 @@ mod determinism;
 mod faults;
 mod helpers;
 mod opening;
+mod rewrite;
 mod values;

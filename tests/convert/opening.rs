@@ -103,6 +103,57 @@ fn chunks_of_another_conversion_are_noticed() {
     assert!(error.to_string().contains("per_layer_raw"), "{error}");
 }
 
+/// A checkpoint with one number of its config changed, converted.
+fn other_geometry(dir: &Path, key: &str, value: usize) -> std::path::PathBuf {
+    let model = copy_model("e4b-tiny", &dir.join(key));
+    let path = model.join("config.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let text = match json.get_mut("text_config") {
+        Some(text) => text,
+        None => &mut json,
+    };
+    text[key] = value.into();
+    fs::write(&path, json.to_string()).unwrap();
+    let out = dir.join(key).join("bundle");
+    run(&model, "swa4-int4", &out, &options()).unwrap();
+    out
+}
+
+#[test]
+fn chunks_of_another_window_or_shorter_rope_tables_are_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = bundle(dir.path(), "good", "e4b-tiny", 64);
+    let window = Bundle::open(&good).unwrap().config().sliding_window;
+    let wider = other_geometry(dir.path(), "sliding_window", window + 8);
+    for chunk in ["chunk1", "chunk2", "chunk3", "chunk4"] {
+        let mixed = tempfile::tempdir().unwrap();
+        copy(&good, mixed.path());
+        let package = format!("{chunk}.mlpackage");
+        fs::remove_dir_all(mixed.path().join(&package)).unwrap();
+        copy(&wider.join(&package), &mixed.path().join(&package));
+        let text = Bundle::open(mixed.path()).unwrap_err().to_string();
+        assert!(text.contains(&package), "{text}");
+        for side in [window, window + 8] {
+            assert!(text.contains(&format!("1, {side}]")), "{text}");
+        }
+    }
+    // A table of fewer rows than the context, its header and size in agreement.
+    let file = good.join("cos_full.npy");
+    let whole = fs::read(&file).unwrap();
+    let dim = Bundle::open(&good).unwrap().config().global_head_dim;
+    let mut short = Vec::new();
+    gemma_coreml::bundle::npy::write_header(&mut short, 63, dim).unwrap();
+    short.resize(short.len() + 63 * dim * 2, 0);
+    fs::write(&file, short).unwrap();
+    let text = Bundle::open(&good).unwrap_err().to_string();
+    assert!(
+        text.contains("cos_full.npy") && text.contains("63") && text.contains("64"),
+        "{text}"
+    );
+    fs::write(&file, whole).unwrap();
+    Bundle::open(&good).unwrap();
+}
+
 #[test]
 fn config_values_are_checked() {
     let dir = tempfile::tempdir().unwrap();

@@ -31,6 +31,7 @@ pub struct Package {
     default_function: String,
     description: ModelDescription,
     weights: WeightFiles,
+    weights_dir: PathBuf,
     model_bytes: u64,
 }
 
@@ -97,10 +98,9 @@ impl Package {
         let program = check_model(&model).map_err(fault)?;
 
         let expected = manifest.model_path().parent().map(|p| p.join("weights"));
+        let weights_dir = dir.join("Data").join(expected.clone().unwrap_or_default());
         let weights = match manifest.weights_path() {
-            Some(path) if Some(&path) == expected.as_ref() => {
-                WeightFiles::open(&dir.join("Data").join(path))?
-            }
+            Some(path) if Some(&path) == expected.as_ref() => WeightFiles::open(&weights_dir)?,
             Some(path) => {
                 return Err(fault(format!(
                     "the weights are at `{}`, not beside the model",
@@ -124,6 +124,7 @@ impl Package {
             default_function,
             description: description::metadata(description),
             weights,
+            weights_dir,
             model_bytes: bytes.len() as u64,
         })
     }
@@ -151,6 +152,11 @@ impl Package {
     /// Bytes of model.mlmodel.
     pub fn model_bytes(&self) -> u64 {
         self.model_bytes
+    }
+
+    /// Where the weight files are.
+    pub(super) fn weights_dir(&self) -> &Path {
+        &self.weights_dir
     }
 
     /// Names of the weight files, their bytes and their number of blobs.

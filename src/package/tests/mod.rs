@@ -2,6 +2,7 @@
 
 mod fuzz;
 mod mutations;
+mod rewriting;
 mod writing;
 
 use std::fs;

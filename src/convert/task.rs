@@ -1,0 +1,293 @@
+//! What a conversion makes, and what it keeps of a bundle that is there.
+
+use super::Options;
+use super::error::{Error, Result};
+use super::facts::recipe_record;
+use super::resolve::{ResolvedChunk, resolve};
+use crate::bundle::error::{at, writing};
+use crate::bundle::provenance::{RecipeRecord, TensorRecord};
+use crate::bundle::{BundleConfig, Provenance, files, layout};
+use crate::gemma::ModelPlan;
+use crate::package::link_or_copy;
+use crate::recipe::Recipe;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Name in `model_config.json` when the caller gives none.
+const MODEL_ID: &str = "gemma4";
+
+/// Everything that decides a bundle beside the checkpoint.
+pub(super) struct Task {
+    /// The bundle's recipe.
+    pub recipe: Recipe,
+    /// Recipes of packages that have another one, by package (`chunk4`).
+    pub packages: BTreeMap<String, Recipe>,
+    pub context: usize,
+    pub model_id: String,
+    pub chunks: Vec<ResolvedChunk>,
+    /// The bundle that is rewritten.
+    pub base: Option<Base>,
+    /// The only package that is built anew; the rest is the base's.
+    pub only: Option<String>,
+}
+
+impl Task {
+    /// What to do for `output`, which is locked: convert, rewrite the bundle there for another context, or rebuild one
+    /// package of it.
+    pub fn new(
+        plan: &ModelPlan,
+        recipe: &Recipe,
+        output: &Path,
+        options: &Options,
+    ) -> Result<Self> {
+        let there = output.join(layout::MODEL_CONFIG).is_file();
+        if let Some(only) = &options.only {
+            if !there {
+                return Err(Error::NoBundle {
+                    path: output.to_path_buf(),
+                    package: only.clone(),
+                });
+            }
+            return Self::rebuild(plan, recipe, only, Base::read(output)?, options);
+        }
+        let mut task = Task {
+            recipe: recipe.clone(),
+            packages: BTreeMap::new(),
+            context: context(plan, recipe, options)?,
+            model_id: options.model_id.as_deref().unwrap_or(MODEL_ID).to_string(),
+            chunks: resolve(plan, recipe)?,
+            base: None,
+            only: None,
+        };
+        if there && !options.force {
+            let base = Base::read(output)?;
+            base.check_tool()?;
+            let (expected, got) = (recipe_record(recipe), &base.provenance.recipe);
+            if expected != *got {
+                return Err(base.other("recipe", describe(&expected), describe(got)));
+            }
+            task.packages = base.packages.clone();
+            task.base = Some(base);
+        }
+        Ok(task)
+    }
+
+    fn rebuild(
+        plan: &ModelPlan,
+        recipe: &Recipe,
+        only: &str,
+        base: Base,
+        options: &Options,
+    ) -> Result<Self> {
+        base.check_tool()?;
+        let mut chunks = resolve(plan, &base.recipe)?;
+        let Some(at) = chunks.iter().position(|c| c.spec.name == only) else {
+            return Err(Error::NoSuchPackage {
+                package: only.to_string(),
+                known: chunks.into_iter().map(|c| c.spec.name).collect(),
+            });
+        };
+        agree(only, recipe, &base, options)?;
+        let anew = resolve(plan, recipe)?;
+        // The layouts agree, so the package is there.
+        if let Some(chunk) = anew.into_iter().find(|c| c.spec.name == only) {
+            chunks[at] = chunk;
+        }
+        check_rules(recipe, &base.recipe, &chunks[at])?;
+        let mut packages = base.packages.clone();
+        packages.remove(only);
+        if recipe_record(recipe) != base.provenance.recipe {
+            packages.insert(only.to_string(), recipe.clone());
+        }
+        Ok(Task {
+            recipe: base.recipe.clone(),
+            packages,
+            context: base.config.context_length,
+            model_id: base.config.model_name.clone(),
+            chunks,
+            base: Some(base),
+            only: Some(only.to_string()),
+        })
+    }
+
+    /// The recipe of a package.
+    pub fn recipe_of(&self, package: &str) -> &Recipe {
+        self.packages.get(package).unwrap_or(&self.recipe)
+    }
+}
+
+/// The context asked for, if the model can have it.
+fn context(plan: &ModelPlan, recipe: &Recipe, options: &Options) -> Result<usize> {
+    let context = recipe.context_for(options.context, plan.max_positions);
+    if context == 0 || context > plan.max_positions {
+        return Err(Error::Context {
+            context,
+            max: plan.max_positions,
+        });
+    }
+    Ok(context)
+}
+
+/// What all packages of a bundle must have in common. Schemes of weights and the form of attention are each package's own.
+fn agree(only: &str, recipe: &Recipe, base: &Base, options: &Options) -> Result<()> {
+    let there = base.config.context_length;
+    let context = options.context.or(recipe.context).unwrap_or(there);
+    let bundle = &base.recipe;
+    let text = |value: &dyn std::fmt::Debug| format!("{value:?}");
+    let facts = [
+        ("context", context.to_string(), there.to_string()),
+        (
+            "layout",
+            recipe.layout.name().to_string(),
+            bundle.layout.name().to_string(),
+        ),
+        ("cache", text(&recipe.cache), text(&bundle.cache)),
+        (
+            "functions",
+            text(&recipe.functions),
+            text(&bundle.functions),
+        ),
+        (
+            "pad_kv_heads",
+            text(&recipe.pad_kv_heads),
+            text(&bundle.pad_kv_heads),
+        ),
+        ("prefill", text(&recipe.prefill), text(&bundle.prefill)),
+        ("compat", text(&recipe.compat), text(&bundle.compat)),
+    ];
+    match facts.into_iter().find(|(_, asked, there)| asked != there) {
+        None => Ok(()),
+        Some((what, asked, there)) => Err(Error::Inconsistent {
+            package: only.to_string(),
+            what,
+            asked,
+            there,
+        }),
+    }
+}
+
+/// A rule that the bundle's recipe does not have was meant for the package, so it must match there.
+fn check_rules(recipe: &Recipe, bundle: &Recipe, chunk: &ResolvedChunk) -> Result<()> {
+    let known = |pattern: &str| {
+        let mut rules = bundle.quantize.rules.iter();
+        rules.any(|rule| rule.pattern.as_str() == pattern)
+    };
+    for rule in &recipe.quantize.rules {
+        let matches = chunk
+            .weights
+            .iter()
+            .any(|w| w.binding.kind.is_quantizable() && rule.pattern.finds(&w.binding.tensor));
+        if !matches && !known(rule.pattern.as_str()) {
+            return Err(crate::recipe::Error::RuleMatchesNothing {
+                recipe: recipe.name.clone(),
+                pattern: rule.pattern.as_str().to_string(),
+                scheme: rule.scheme.to_string(),
+                hint: format!("only the weights of {} are built", chunk.spec.name),
+            }
+            .into());
+        }
+    }
+    Ok(())
+}
+
+/// A recipe in an error: its name and the beginning of its text's hash, as texts of the same name may differ.
+fn describe(recipe: &RecipeRecord) -> String {
+    let hash = files::hex(&Sha256::digest(&recipe.text));
+    format!("{} (text {})", recipe.name, &hash[..12])
+}
+
+/// The recipe that the bundle in `dir` was made with, rules that were added included.
+///
+/// # Errors
+/// There is no bundle, or its recipe is not one that this version reads.
+pub fn bundle_recipe(dir: &Path) -> Result<Recipe> {
+    let record = Provenance::read(dir)?.recipe;
+    Ok(parse(&record)?)
+}
+
+fn parse(record: &RecipeRecord) -> crate::recipe::Result<Recipe> {
+    Recipe::parse(
+        &format!("{}, recipe {}", layout::PROVENANCE, record.name),
+        &record.text,
+    )
+}
+
+/// A bundle of which parts are kept. Each file is compared with what its provenance says when it is taken over.
+pub(super) struct Base {
+    pub dir: PathBuf,
+    pub config: BundleConfig,
+    pub provenance: Provenance,
+    recipe: Recipe,
+    packages: BTreeMap<String, Recipe>,
+}
+
+impl Base {
+    fn read(dir: &Path) -> Result<Self> {
+        let provenance = Provenance::read(dir)?;
+        let packages = provenance.packages.iter();
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            config: BundleConfig::read(dir)?,
+            recipe: parse(&provenance.recipe)?,
+            packages: packages
+                .map(|(name, record)| Ok((name.clone(), parse(record)?)))
+                .collect::<Result<_>>()?,
+            provenance,
+        })
+    }
+
+    fn other(&self, what: &'static str, expected: String, got: String) -> Error {
+        Error::OtherBundle {
+            path: self.dir.clone(),
+            what,
+            expected,
+            got,
+        }
+    }
+
+    /// Another version may write other bytes.
+    fn check_tool(&self) -> Result<()> {
+        let tool = &self.provenance.tool;
+        let got = format!("{} {}", tool.name, tool.version);
+        match super::TOOL == got {
+            true => Ok(()),
+            false => Err(self.other("tool", super::TOOL.to_string(), got)),
+        }
+    }
+
+    /// Whether the bundle was made from this checkpoint.
+    pub fn check_checkpoint(&self, fingerprint: &str) -> Result<()> {
+        let got = &self.provenance.checkpoint.sha256;
+        match got == fingerprint {
+            true => Ok(()),
+            false => Err(self.other("checkpoint", fingerprint.to_string(), got.clone())),
+        }
+    }
+
+    /// Takes the bundle's files below these first path components over into `dir`.
+    pub fn take(&self, tops: &[String], dir: &Path) -> Result<()> {
+        for file in self.provenance.files.keys().filter(|f| below(f, tops)) {
+            let (from, to) = (self.dir.join(file), dir.join(file));
+            if !from.is_file() {
+                return Err(at(&from)(std::io::ErrorKind::NotFound.into()).into());
+            }
+            if let Some(parent) = to.parent() {
+                std::fs::create_dir_all(parent).map_err(writing(parent))?;
+            }
+            link_or_copy(&from, &to).map_err(writing(&to))?;
+        }
+        Ok(())
+    }
+
+    /// The records of the tensors in these files or packages.
+    pub fn tensors(&self, tops: &[String]) -> Vec<TensorRecord> {
+        let tensors = self.provenance.tensors.iter();
+        tensors.filter(|t| below(&t.file, tops)).cloned().collect()
+    }
+}
+
+fn below(file: &str, tops: &[String]) -> bool {
+    let top = file.split('/').next().unwrap_or(file);
+    tops.iter().any(|t| t == top)
+}
