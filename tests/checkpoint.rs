@@ -42,6 +42,7 @@ fn fixtures_open_and_count_what_they_pass_over() {
         ("e4b-tiny", 3, 3, Some(0)),
         ("e2b35-tiny", 3, 3, Some(60)),
         ("dense-tiny", 0, 0, Some(0)),
+        ("moe-tiny", 0, 0, Some(0)),
         ("textonly-tiny", 0, 0, Some(0)),
     ] {
         let checkpoint = Checkpoint::open(&fixture(name)).expect(name);
@@ -73,6 +74,7 @@ fn stored_dtypes_of_the_fixtures() {
     for (name, dtype) in [
         ("e4b-tiny", StoredDType::Bf16),
         ("dense-tiny", StoredDType::F16),
+        ("moe-tiny", StoredDType::Bf16),
         ("textonly-tiny", StoredDType::F32),
     ] {
         let checkpoint = Checkpoint::open(&fixture(name)).expect(name);

@@ -149,6 +149,32 @@ fn convert_reports_json() {
 }
 
 #[test]
+fn convert_says_what_experts_cost() {
+    let dir = tempfile::tempdir().unwrap();
+    let convert = |model: &str| {
+        let (model, out) = (fixture(model), dir.path().join(model));
+        good(&[
+            "convert",
+            path(&model),
+            "-r",
+            "swa4-fp16",
+            "-o",
+            path(&out),
+            "--context",
+            "64",
+        ])
+    };
+    // Six layers of eight experts with three matrices of 16 by 64; two experts are a quarter.
+    let text = convert("moe-tiny");
+    assert!(
+        text.contains("all 8 experts of each layer are in the graph: every token computes their 147456 weights, ")
+            && text.contains(" in the model; top-2 needs only 36864\n"),
+        "{text}"
+    );
+    assert!(!convert("dense-tiny").contains("experts"));
+}
+
+#[test]
 fn progress_without_a_terminal_is_one_line_per_phase() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("b");

@@ -75,6 +75,23 @@ fn cases() -> Vec<Case> {
             }),
         ),
         case(
+            "experts beside per-layer inputs and sharing layers",
+            "sfsfsfsf",
+            32,
+            json!({
+                "num_kv_shared_layers": 4, "enable_moe_block": true, "num_experts": 6, "top_k_experts": 3,
+                "moe_intermediate_size": 24,
+            }),
+        ),
+        case(
+            "one expert of one channel",
+            "sfsf",
+            32,
+            json!({
+                "enable_moe_block": true, "num_experts": 1, "top_k_experts": 1, "moe_intermediate_size": 1,
+            }),
+        ),
+        case(
             "full heads narrower than sliding ones",
             "ssfsf",
             32,
@@ -142,7 +159,7 @@ fn write_checkpoint(dir: &Path, case: &Case) -> Checkpoint {
     for (name, shape) in plan.tensors() {
         let (center, spread) = match shape.as_slice() {
             // Uniform on (-1, 1) has variance 1/3.
-            [_, inputs] => (0.0, (3.0 / *inputs as f32).sqrt()),
+            [.., _, inputs] => (0.0, (3.0 / *inputs as f32).sqrt()),
             _ => (0.9, 0.3),
         };
         let values =

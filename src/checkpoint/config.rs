@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::error::{Error, Result};
 use super::fields::{Fields, parse_json, read_json, shorten};
+use super::moe::MoeConfig;
 
 /// Attention of a layer. `layer_types` of the config is authoritative.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -77,6 +78,8 @@ pub struct TextConfig {
     pub hidden_size: usize,
     /// Width of the MLP on layers that are not double-wide.
     pub intermediate_size: usize,
+    /// Experts, where every layer has them beside its MLP.
+    pub moe: Option<MoeConfig>,
     /// Layers.
     pub num_hidden_layers: usize,
     /// Query heads, on every layer.
@@ -153,6 +156,7 @@ impl TextConfig {
             vocab_size,
             hidden_size: text.count("hidden_size", MAX_SIZE)?,
             intermediate_size: text.count("intermediate_size", MAX_SIZE)?,
+            moe: MoeConfig::parse(&text, unified)?,
             num_hidden_layers,
             num_attention_heads,
             layer_types,
@@ -235,18 +239,6 @@ fn reject_unsupported(fields: &Fields) -> Result<()> {
         if fields.get(name).is_some() {
             return Err(fields.unsupported(name, "none: take the unquantized checkpoint"));
         }
-    }
-    let moe = match fields.get("enable_moe_block") {
-        Some(_) => fields.flag("enable_moe_block", false)?,
-        None => false,
-    };
-    if moe {
-        return Err(fields.unsupported("enable_moe_block", "false (no mixture of experts yet)"));
-    }
-    if fields.get("enable_moe_block").is_none()
-        && fields.size_opt("num_experts", MAX_SIZE)?.unwrap_or(0) > 0
-    {
-        return Err(fields.unsupported("num_experts", "null (no mixture of experts yet)"));
     }
     if fields.flag("attention_bias", false)? {
         return Err(fields.unsupported("attention_bias", "false"));

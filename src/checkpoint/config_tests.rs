@@ -128,6 +128,69 @@ fn published_12b_is_unified_and_without_per_layer_embeddings() {
     assert_field(&config, "hidden_size_per_layer_input");
 }
 
+/// The text decoder of google/gemma-4-26B-A4B-it.
+fn a4b() -> Value {
+    with(json!({
+        "attention_k_eq_v": true, "num_global_key_value_heads": 2, "num_key_value_heads": 8, "num_attention_heads": 16,
+        "hidden_size": 2816, "intermediate_size": 2112, "num_hidden_layers": 30, "layer_types": kinds(&"SSSSSF".repeat(5)),
+        "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0, "sliding_window": 1024,
+        "use_double_wide_mlp": false, "use_bidirectional_attention": "vision", "expert_intermediate_size": "(remove)",
+        "enable_moe_block": true, "num_experts": 128, "top_k_experts": 8, "moe_intermediate_size": 704
+    }))
+}
+
+#[test]
+fn published_26b_has_experts() {
+    let c = parse(&a4b()).expect("a config");
+    let moe = MoeConfig {
+        num_experts: 128,
+        top_k_experts: 8,
+        moe_intermediate_size: 704,
+    };
+    assert_eq!(c.moe, Some(moe));
+    assert_eq!(
+        (c.intermediate_size, c.full.kv_heads, c.sliding.kv_heads),
+        (2112, 2, 8)
+    );
+}
+
+/// transformers reads the other fields only where `enable_moe_block` is true.
+#[test]
+fn experts_follow_the_flag() {
+    let a4b_with = |changes: Value| {
+        let mut config = a4b();
+        edit(&mut config["text_config"], changes);
+        config
+    };
+    assert_eq!(parse(&e2b()).expect("a config").moe, None);
+    let off = a4b_with(json!({"enable_moe_block": false}));
+    assert_eq!(parse(&off).expect("a config").moe, None);
+    for absent in [json!(null), json!("(remove)")] {
+        let stray = a4b_with(json!({"enable_moe_block": absent}));
+        assert_field(&stray, "enable_moe_block");
+        let none = a4b_with(json!({"enable_moe_block": absent, "num_experts": null}));
+        assert_eq!(parse(&none).expect("a config").moe, None);
+    }
+    for (field, value) in [
+        ("num_experts", json!(null)),
+        ("num_experts", json!(0)),
+        ("num_experts", json!(1u64 << 40)),
+        ("top_k_experts", json!("(remove)")),
+        ("top_k_experts", json!(0)),
+        ("top_k_experts", json!(129)),
+        ("moe_intermediate_size", json!(null)),
+        ("moe_intermediate_size", json!("704")),
+        ("enable_moe_block", json!("yes")),
+    ] {
+        assert_field(&a4b_with(json!({field: value})), field);
+    }
+    let mut unified = a4b_with(json!({
+        "model_type": "gemma4_unified_text", "hidden_size_per_layer_input": "(remove)"
+    }));
+    unified["model_type"] = json!("gemma4_unified");
+    assert_unsupported(&unified, "text_config.enable_moe_block");
+}
+
 #[test]
 fn text_only_and_torch_dtype() {
     let config = text_only(with(json!({"dtype": "(remove)", "torch_dtype": "float16"})));
@@ -291,7 +354,6 @@ fn rope_factor_and_types() {
 #[test]
 fn unsupported_fields_are_named() {
     for (field, value) in [
-        ("enable_moe_block", json!(true)),
         ("attention_bias", json!(true)),
         ("hidden_activation", json!("silu")),
         ("use_bidirectional_attention", json!("all")),
@@ -304,10 +366,6 @@ fn unsupported_fields_are_named() {
         assert_unsupported(&changed, &format!("text_config.{field}"));
         assert_unsupported(&text_only(changed), field);
     }
-    assert_unsupported(
-        &with(json!({"enable_moe_block": null, "num_experts": 128})),
-        "text_config.num_experts",
-    );
     let mut top = e2b();
     top["quantization_config"] = json!({"quant_method": "awq"});
     assert_unsupported(&top, "quantization_config");

@@ -62,6 +62,9 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     if !console.json() {
         console.line(&format!("recipe {}: {}", recipe.name, recipe.description))?;
         console.print(&scheme_table(&chunks))?;
+        if let Some(line) = experts_line(&plan) {
+            console.line(&line)?;
+        }
     }
     let options = Options {
         threads: (args.threads.threads > 0).then_some(args.threads.threads),
@@ -152,6 +155,16 @@ fn scheme_table(chunks: &[ResolvedChunk]) -> String {
         &["scheme", ">weights", ">values", ">bytes", "chosen by"],
         &rows,
     )
+}
+
+/// What it costs that a package computes every expert, for a model that has experts.
+fn experts_line(plan: &ModelPlan) -> Option<String> {
+    let (moe, cost) = (plan.moe?, plan.moe_cost()?);
+    Some(format!(
+        "all {} experts of each layer are in the graph: every token computes their {} weights, of {} in the model; \
+         top-{} needs only {}",
+        moe.experts, cost.all, cost.model, moe.top_k, cost.chosen
+    ))
 }
 
 fn print(report: &Report, chunks: &[ResolvedChunk], console: &Console) -> Result<()> {

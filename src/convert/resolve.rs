@@ -111,15 +111,15 @@ fn fit(
 }
 
 fn fits(binding: &WeightBinding, scheme: Scheme) -> crate::quantize::Result<()> {
-    let [outputs, inputs] = matrix(&binding.source_shape);
+    let [outputs, inputs] = matrix(binding);
     scheme.channel_groups(outputs)?;
     scheme.input_blocks(inputs)?;
     Ok(())
 }
 
-/// Output channels and values per channel of a tensor.
-pub(super) fn matrix(shape: &[usize]) -> [usize; 2] {
-    match shape {
+/// Output channels of a weight, which lie along axis 0 of its shape in the graph, and values per channel.
+pub(super) fn matrix(binding: &WeightBinding) -> [usize; 2] {
+    match binding.konst.shape.as_slice() {
         [] => [1, 1],
         [outputs, inputs @ ..] => [*outputs, inputs.iter().product()],
     }

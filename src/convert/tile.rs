@@ -61,7 +61,7 @@ pub(super) fn stream(
     progress: &dyn Progress,
     sink: Sink<'_>,
 ) -> std::result::Result<ErrorStats, Stopped> {
-    let [outputs, inputs] = matrix(&resolved.binding.source_shape);
+    let [outputs, inputs] = matrix(&resolved.binding);
     let mut job = Job {
         view,
         buffers,

@@ -115,7 +115,10 @@ pub(super) fn forward(
 
     let x = rms_norm(&h, Some(&w.pre_feedforward_norm), eps)?;
     let gated = (linear(&x, &w.gate_proj)?.gelu()? * linear(&x, &w.up_proj)?)?;
-    let m = linear(&gated, &w.down_proj)?;
+    let mut m = linear(&gated, &w.down_proj)?;
+    if let Some(experts) = &w.experts {
+        m = experts.beside(&m, &h, eps)?;
+    }
     h = (h + rms_norm(&m, Some(&w.post_feedforward_norm), eps)?)?;
 
     if let (Some(ple), Some(row)) = (&w.per_layer, &input.per_layer) {

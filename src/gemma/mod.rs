@@ -5,6 +5,7 @@
 //! checkpoints without transformers output.
 
 mod error;
+mod experts;
 mod layer;
 pub mod names;
 mod plan;
@@ -14,5 +15,5 @@ mod weights;
 
 pub use crate::checkpoint::LayerKind;
 pub use error::{Error, Result};
-pub use plan::{HeadGeom, KvRole, LayerPlan, ModelPlan, Producers};
+pub use plan::{HeadGeom, KvRole, LayerPlan, ModelPlan, Moe, MoeCost, Producers};
 pub use rope::RopeSpec;

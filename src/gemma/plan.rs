@@ -74,6 +74,46 @@ impl LayerPlan {
     }
 }
 
+/// The experts that every layer has beside its MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moe {
+    /// Experts of a layer.
+    pub experts: usize,
+    /// Experts that a token is given to.
+    pub top_k: usize,
+    /// Width of one expert.
+    pub intermediate: usize,
+}
+
+impl Moe {
+    /// Suffixes and shapes of a layer's tensors beside those of a dense layer, in the order of the computation. The first
+    /// `intermediate` rows of an expert's `gate_up_proj` are its gate. No `.weight` on four of them.
+    fn tensors(&self, hidden: usize) -> [(&'static str, Vec<usize>); 8] {
+        let (e, i, h) = (self.experts, self.intermediate, hidden);
+        [
+            ("post_feedforward_layernorm_1.weight", vec![h]),
+            ("router.scale", vec![h]),
+            ("router.proj.weight", vec![e, h]),
+            ("router.per_expert_scale", vec![e]),
+            ("pre_feedforward_layernorm_2.weight", vec![h]),
+            ("experts.gate_up_proj", vec![e, 2 * i, h]),
+            ("experts.down_proj", vec![e, h, i]),
+            ("post_feedforward_layernorm_2.weight", vec![h]),
+        ]
+    }
+}
+
+/// How many weights experts make up, over all layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MoeCost {
+    /// Of every expert.
+    pub all: u64,
+    /// Of the experts that one token is given to.
+    pub chosen: u64,
+    /// Of the whole decoder: every tensor but row tables, the head included.
+    pub model: u64,
+}
+
 /// A whole decoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelPlan {
@@ -85,6 +125,8 @@ pub struct ModelPlan {
     pub q_heads: usize,
     /// Every layer in order.
     pub layers: Vec<LayerPlan>,
+    /// Experts, where every layer has them beside its MLP.
+    pub moe: Option<Moe>,
     /// Positions visible to a sliding layer, self included.
     pub window: usize,
     /// Width of a layer's per-layer embedding; 0 means there are none.
@@ -144,6 +186,11 @@ impl ModelPlan {
             vocab: config.vocab_size,
             q_heads: config.num_attention_heads,
             layers,
+            moe: config.moe.map(|moe| Moe {
+                experts: moe.num_experts,
+                top_k: moe.top_k_experts,
+                intermediate: moe.moe_intermediate_size,
+            }),
             window: config.sliding_window,
             ple_dim: config.hidden_size_per_layer_input,
             ple_vocab: config.vocab_size_per_layer_input,
@@ -222,8 +269,11 @@ impl ModelPlan {
             ("mlp.gate_proj.weight", vec![i, h]),
             ("mlp.up_proj.weight", vec![i, h]),
             ("mlp.down_proj.weight", vec![h, i]),
-            ("post_feedforward_layernorm.weight", vec![h]),
         ]);
+        if let Some(moe) = self.moe {
+            list.extend(moe.tensors(h));
+        }
+        list.push(("post_feedforward_layernorm.weight", vec![h]));
         if self.ple_dim > 0 {
             list.extend([
                 ("per_layer_input_gate.weight", vec![self.ple_dim, h]),
@@ -236,6 +286,23 @@ impl ModelPlan {
         list.into_iter()
             .map(|(name, shape)| (format!("{prefix}{name}"), shape))
             .collect()
+    }
+
+    /// What the experts weigh; `None` for a model without.
+    pub fn moe_cost(&self) -> Option<MoeCost> {
+        let moe = self.moe?;
+        let size = |shape: &[usize]| shape.iter().map(|&n| n as u64).product::<u64>();
+        // Gate, up and down.
+        let expert = 3 * size(&[self.layers.len(), self.hidden, moe.intermediate]);
+        let tensors = self.tensors();
+        let in_graph = tensors
+            .iter()
+            .filter(|(name, _)| name != names::PER_LAYER_EMBED);
+        Some(MoeCost {
+            all: moe.experts as u64 * expert,
+            chosen: moe.top_k as u64 * expert,
+            model: in_graph.map(|(_, shape)| size(shape)).sum(),
+        })
     }
 
     /// Every tensor that the arithmetic needs, without prefix, with its shape: tables, layers in order, final norm. The head

@@ -17,6 +17,11 @@ struct Shape<'a> {
 }
 
 fn plan(shape: Shape) -> ModelPlan {
+    plan_with(shape, json!({}))
+}
+
+/// The plan of a shape with further fields of config.json.
+fn plan_with(shape: Shape, fields: serde_json::Value) -> ModelPlan {
     let kind = |c| {
         if c == 'F' {
             "full_attention"
@@ -24,13 +29,16 @@ fn plan(shape: Shape) -> ModelPlan {
             "sliding_attention"
         }
     };
-    let config = json!({
+    let mut config = json!({
         "model_type": "gemma4_text", "hidden_size": 1536, "intermediate_size": 6144, "vocab_size": 1000,
         "num_attention_heads": 8, "num_key_value_heads": shape.kv_heads, "num_hidden_layers": shape.pattern.len(),
         "layer_types": shape.pattern.chars().map(kind).collect::<Vec<_>>(), "num_kv_shared_layers": shape.shared,
         "use_double_wide_mlp": shape.double_wide, "attention_k_eq_v": shape.k_eq_v,
         "num_global_key_value_heads": shape.global_kv, "hidden_size_per_layer_input": shape.ple
     });
+    for (name, value) in fields.as_object().expect("an object") {
+        config[name] = value.clone();
+    }
     let config = TextConfig::parse(Path::new("config.json"), config.to_string().as_bytes())
         .expect("a config");
     ModelPlan::new(&config).expect("a plan")
@@ -169,4 +177,63 @@ fn dense_with_shared_key_and_value() {
     assert!(names.contains(&"layers.4.self_attn.v_proj.weight".to_string()));
     assert!(!names.contains(&"layers.5.self_attn.v_proj.weight".to_string()));
     assert!(names.iter().all(|n| !n.contains("per_layer")));
+}
+
+/// The published geometry: a dense MLP and 128 experts in each of 30 layers.
+#[test]
+fn a4b_has_experts_in_every_layer() {
+    let shape = Shape {
+        pattern: &"SSSSSF".repeat(5),
+        shared: 0,
+        double_wide: false,
+        k_eq_v: true,
+        kv_heads: 8,
+        global_kv: Some(2),
+        ple: 0,
+    };
+    let plan = plan_with(
+        shape,
+        json!({
+            "hidden_size": 2816, "intermediate_size": 2112, "vocab_size": 262144, "num_attention_heads": 16,
+            "enable_moe_block": true, "num_experts": 128, "top_k_experts": 8, "moe_intermediate_size": 704
+        }),
+    );
+    let moe = Moe {
+        experts: 128,
+        top_k: 8,
+        intermediate: 704,
+    };
+    assert_eq!(plan.moe, Some(moe));
+    for layer in &plan.layers {
+        let tensors = plan.layer_tensors(layer);
+        let prefix = layer.prefix();
+        let from = tensors
+            .iter()
+            .position(|(n, _)| n.ends_with("mlp.down_proj.weight"));
+        let after: Vec<(&str, &[usize])> = tensors[from.expect("an MLP") + 1..]
+            .iter()
+            .map(|(n, shape)| (n.strip_prefix(&prefix).expect("a prefix"), &shape[..]))
+            .collect();
+        let expected: [(&str, &[usize]); 10] = [
+            ("post_feedforward_layernorm_1.weight", &[2816]),
+            ("router.scale", &[2816]),
+            ("router.proj.weight", &[128, 2816]),
+            ("router.per_expert_scale", &[128]),
+            ("pre_feedforward_layernorm_2.weight", &[2816]),
+            ("experts.gate_up_proj", &[128, 1408, 2816]),
+            ("experts.down_proj", &[128, 2816, 704]),
+            ("post_feedforward_layernorm_2.weight", &[2816]),
+            ("post_feedforward_layernorm.weight", &[2816]),
+            ("layer_scalar", &[1]),
+        ];
+        assert_eq!(after, expected);
+    }
+    let cost = plan.moe_cost().expect("experts");
+    assert_eq!(cost.all, 30 * 128 * 3 * 704 * 2816);
+    assert_eq!(cost.chosen * 16, cost.all);
+    // The name says 26 B with 4 B active; vision is apart.
+    let billions = |n: u64| n as f64 / 1e9;
+    assert!((25.0..26.0).contains(&billions(cost.model)));
+    assert!((3.5..4.0).contains(&billions(cost.model - cost.all + cost.chosen)));
+    assert_eq!(e2b().moe_cost(), None);
 }

@@ -5,6 +5,7 @@ use candle_core::{Device, Tensor};
 use crate::checkpoint::{Checkpoint, TensorView};
 
 use super::error::{Error, Result};
+use super::experts::Experts;
 use super::plan::{LayerPlan, ModelPlan};
 
 /// Reads a whole tensor as f32.
@@ -55,6 +56,7 @@ pub(super) struct LayerWeights {
     pub gate_proj: Tensor,
     pub up_proj: Tensor,
     pub down_proj: Tensor,
+    pub experts: Option<Experts>,
     pub post_feedforward_norm: Tensor,
     pub per_layer: Option<PerLayerInput>,
     pub scalar: Tensor,
@@ -95,13 +97,26 @@ impl LayerWeights {
             _ => None,
         };
         let mut take = |name: &str| {
-            loaded
-                .remove(name)
-                .ok_or_else(|| crate::checkpoint::Error::MissingTensor {
-                    dir: checkpoint.dir().to_path_buf(),
-                    tensor: format!("{prefix}{name}"),
-                    expected: Vec::new(),
-                })
+            let missing = || crate::checkpoint::Error::MissingTensor {
+                dir: checkpoint.dir().to_path_buf(),
+                tensor: format!("{prefix}{name}"),
+                expected: Vec::new(),
+            };
+            loaded.remove(name).ok_or_else(missing)
+        };
+        let experts = match plan.moe {
+            Some(moe) => Some(Experts {
+                top_k: moe.top_k,
+                post_mlp_norm: take("post_feedforward_layernorm_1.weight")?,
+                scale: take("router.scale")?,
+                router: take("router.proj.weight")?,
+                per_expert_scale: take("router.per_expert_scale")?,
+                pre_norm: take("pre_feedforward_layernorm_2.weight")?,
+                gate_up: take("experts.gate_up_proj")?,
+                down: take("experts.down_proj")?,
+                post_norm: take("post_feedforward_layernorm_2.weight")?,
+            }),
+            None => None,
         };
         Ok(Self {
             input_norm: take("input_layernorm.weight")?,
@@ -114,6 +129,7 @@ impl LayerWeights {
             gate_proj: take("mlp.gate_proj.weight")?,
             up_proj: take("mlp.up_proj.weight")?,
             down_proj: take("mlp.down_proj.weight")?,
+            experts,
             post_feedforward_norm: take("post_feedforward_layernorm.weight")?,
             per_layer,
             scalar: take("layer_scalar")?,

@@ -64,8 +64,18 @@ impl<'a> Emitter<'a> {
     /// A bias-free linear map of a stream `(1, in, 1, T)` to `(1, out, 1, T)`, as a 1x1 convolution. The one place where
     /// projections are written.
     pub fn linear(&mut self, x: &Var, tensor: &str) -> Result<Var> {
+        self.grouped_linear(x, tensor, 1)
+    }
+
+    /// As [`Self::linear`], for `groups` maps side by side: map `g` takes the g-th part of the channels to the g-th part of
+    /// the result.
+    pub fn grouped_linear(&mut self, x: &Var, tensor: &str, groups: usize) -> Result<Var> {
         let weight = self.weight(tensor)?;
-        Ok(self.fb.conv(x, &weight, None, &ConvParams::default())?)
+        let params = ConvParams {
+            groups: dim(groups)?,
+            ..ConvParams::default()
+        };
+        Ok(self.fb.conv(x, &weight, None, &params)?)
     }
 
     /// A linear map of one layer.
@@ -201,8 +211,10 @@ impl<'a> Emitter<'a> {
 
 /// Sizes as MIL writes them.
 pub(super) fn dims(sizes: &[usize]) -> Result<Vec<i32>> {
-    sizes
-        .iter()
-        .map(|&n| i32::try_from(n).map_err(|_| Error::TooLarge { size: n }))
-        .collect()
+    sizes.iter().map(|&n| dim(n)).collect()
+}
+
+/// A size as MIL writes it.
+pub(super) fn dim(size: usize) -> Result<i32> {
+    i32::try_from(size).map_err(|_| Error::TooLarge { size })
 }

@@ -80,8 +80,8 @@ pub enum Error {
         /// HF tensor name without prefix.
         tensor: String,
     },
-    /// A tensor of the plan that is neither a matrix nor a vector.
-    #[error("{tensor}: expected a matrix or a vector, got shape {shape:?}")]
+    /// A tensor of the plan that is neither a vector, a matrix nor a stack of matrices.
+    #[error("{tensor}: expected a vector, a matrix or a stack of matrices, got shape {shape:?}")]
     WeightRank {
         /// HF tensor name without prefix.
         tensor: String,
@@ -93,6 +93,17 @@ pub enum Error {
     TooLarge {
         /// The dimension.
         size: usize,
+    },
+    /// Experts for more than one token: each token chooses its own, and the graph has no form for that yet.
+    #[error(
+        "layer {layer}: expected a stream of one token, since each token chooses its own experts; got shape {shape:?}\n\
+         hint: models with experts have one-token functions only"
+    )]
+    ExpertTokens {
+        /// The layer.
+        layer: usize,
+        /// Shape of the stream.
+        shape: Vec<usize>,
     },
     /// Query heads that do not divide among the KV heads.
     #[error("layer {layer}: {query_heads} query heads do not divide among {kv_heads} KV heads")]

@@ -5,6 +5,7 @@ use super::attention::attend;
 use super::cache::{KeysValues, KvCache};
 use super::emitter::{Emitter, NormAxis};
 use super::error::Result;
+use super::experts::beside_mlp;
 use super::ffn::feed_forward;
 use super::inputs::{Inputs, Rope};
 use super::weights::tensor_name;
@@ -26,7 +27,10 @@ pub(super) fn decoder_layer(
     let hidden = e.fb.add(hidden, &attention)?;
 
     let x = e.layer_norm(&hidden, i, "pre_feedforward_layernorm.weight")?;
-    let x = feed_forward(e, layer, &x)?;
+    let mut x = feed_forward(e, layer, &x)?;
+    if let Some(moe) = e.plan.moe {
+        x = beside_mlp(e, i, moe, &x, &hidden)?;
+    }
     let x = e.layer_norm(&x, i, "post_feedforward_layernorm.weight")?;
     let mut hidden = e.fb.add(&hidden, &x)?;
 

@@ -108,9 +108,16 @@ const PREFILL_NAMES: [&str; 4] = [
 /// Every package of a bundle: the chunks of decode in the order they run, then those of prefill where it has its own.
 ///
 /// # Errors
-/// As [`chunks`]; [`Error::Combination`] for forms that do not go together.
+/// As [`chunks`]; [`Error::Combination`] for forms that do not go together, [`Error::NotForModel`] for functions that a model
+/// with experts cannot have.
 pub fn packages(plan: &ModelPlan, options: &GraphOptions) -> Result<Vec<ChunkSpec>> {
     options.check()?;
+    if let (Some(function), true) = (options.functions.get(1), plan.moe.is_some()) {
+        return Err(Error::NotForModel {
+            form: function.to_string(),
+            why: "it has experts, and they are picked for one token at a time".to_owned(),
+        });
+    }
     let mut with: Vec<FunctionKind> = Vec::new();
     let mut alone: Vec<FunctionKind> = Vec::new();
     for &function in &options.functions {

@@ -26,6 +26,9 @@ pub struct WeightBinding {
 pub enum WeightLayout {
     /// `[out, in]` to `[out, in, 1, 1]`: the kernel of a 1x1 convolution. Axis 0 holds the output channels.
     Conv1x1,
+    /// `[groups, out, in]` to `[groups * out, in, 1, 1]`: the matrices of a stack below each other, as the kernel of one
+    /// 1x1 convolution. Axis 0 holds the output channels of one after those of the other.
+    StackedConv1x1,
     /// `[n]` to `[1, n, 1, 1]`: one value per channel of a stream.
     Vector4,
     /// `[n]` to `[1, 1, 1, n]`: one value per element of the last axis.
@@ -37,6 +40,7 @@ impl WeightLayout {
     pub fn shape(self, source: &[usize]) -> Option<Vec<usize>> {
         match (self, source) {
             (Self::Conv1x1, &[o, i]) => Some(vec![o, i, 1, 1]),
+            (Self::StackedConv1x1, &[g, o, i]) => Some(vec![g.checked_mul(o)?, i, 1, 1]),
             (Self::Vector4, &[n]) => Some(vec![1, n, 1, 1]),
             (Self::LastAxis4, &[n]) => Some(vec![1, 1, 1, n]),
             _ => None,
@@ -49,9 +53,9 @@ impl WeightLayout {
 pub enum WeightKind {
     /// A linear layer.
     Projection,
-    /// The gain of an RMSNorm.
+    /// The gain of an RMSNorm, or `router.scale`, which follows one.
     Norm,
-    /// A single number (`layer_scalar`).
+    /// A single number (`layer_scalar`), or one for each expert (`router.per_expert_scale`).
     Scalar,
     /// The language-model head: the tied embedding, without its `sqrt(H)`.
     Head,
@@ -78,7 +82,7 @@ pub(super) fn tensor_name(index: usize, suffix: &str) -> String {
 /// its functions, so that packages with other functions have the same weight file.
 ///
 /// # Errors
-/// [`Error::WeightRank`] for a tensor that is neither a matrix nor a vector.
+/// [`Error::WeightRank`] for a tensor that is neither a vector, a matrix nor a stack of matrices.
 pub fn chunk_weights(
     plan: &ModelPlan,
     spec: &ChunkSpec,
@@ -134,8 +138,10 @@ fn binding(tensor: String, source_shape: Vec<usize>) -> Result<WeightBinding> {
 fn role(tensor: &str, rank: usize) -> (WeightLayout, WeightKind) {
     if tensor == HEAD {
         (WeightLayout::Conv1x1, WeightKind::Head)
-    } else if tensor.ends_with("layer_scalar") {
+    } else if tensor.ends_with("layer_scalar") || tensor.ends_with("router.per_expert_scale") {
         (WeightLayout::Vector4, WeightKind::Scalar)
+    } else if rank == 3 {
+        (WeightLayout::StackedConv1x1, WeightKind::Projection)
     } else if rank > 1 {
         (WeightLayout::Conv1x1, WeightKind::Projection)
     } else if tensor.ends_with("q_norm.weight")

@@ -161,7 +161,9 @@ fn check_packages(fixture_name: &str, out: &Path) {
             let mut values = vec![f16::ZERO; view.len()];
             view.read_f16(0..view.len(), &mut values).unwrap();
             let got = unpacked(op(&chunk.package, &record.tensor));
-            let want = expected(&values, shape[0], &record.scheme);
+            // All axes but the last make the output channels of a projection, those of a stack of matrices too.
+            let outputs = shape[..shape.len().max(2) - 1].iter().product();
+            let want = expected(&values, outputs, &record.scheme);
             assert!(
                 got == want,
                 "{fixture_name} {} {}",
@@ -188,7 +190,7 @@ fn check_packages(fixture_name: &str, out: &Path) {
 #[test]
 fn packages_hold_the_quantized_checkpoint() {
     for recipe in gemma_coreml::recipe::Recipe::list().unwrap() {
-        for name in ["nano", "dense-tiny"] {
+        for name in ["nano", "dense-tiny", "moe-tiny"] {
             let dir = tempfile::tempdir().unwrap();
             let out = dir.path().join("b");
             run_recipe(&fixture(name), &recipe, &out, &options()).unwrap();

@@ -1,6 +1,7 @@
 //! Graphs against the bundle contract, literally.
 
 mod contract;
+mod experts;
 mod family;
 mod structure;
 mod variants;
@@ -76,6 +77,17 @@ fn dense_12b() -> ModelPlan {
         json!({
             "hidden_size": 3840, "intermediate_size": 15360, "num_attention_heads": 16, "num_key_value_heads": 8,
             "num_global_key_value_heads": 1, "attention_k_eq_v": true, "sliding_window": 1024,
+        }),
+    )
+}
+
+fn a4b() -> ModelPlan {
+    plan(
+        &"sssssf".repeat(5),
+        json!({
+            "hidden_size": 2816, "intermediate_size": 2112, "num_attention_heads": 16, "num_key_value_heads": 8,
+            "num_global_key_value_heads": 2, "attention_k_eq_v": true, "sliding_window": 1024,
+            "enable_moe_block": true, "num_experts": 128, "top_k_experts": 8, "moe_intermediate_size": 704,
         }),
     )
 }
