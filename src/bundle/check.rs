@@ -188,16 +188,22 @@ impl<'a> Chain<'a> {
         }
         match (per_layer, index) {
             (false, _) => {}
-            (true, 0) => needed.push((
-                "per_layer_raw",
-                any(&["per_layer_raw", "per_layer_combined"]),
-            )),
+            (true, 0) if self.combined_by_host() => {
+                needed.push(("per_layer_combined", any(&["per_layer_combined"])));
+            }
+            (true, 0) => needed.push(("per_layer_raw", any(&["per_layer_raw"]))),
             (true, _) => needed.push(("per_layer_combined", any(&["per_layer_combined"]))),
         }
         match needed.iter().find(|(_, there)| !there) {
             Some((name, _)) => wrong(chunk, name, "an input", "none of that name"),
             None => Ok(()),
         }
+    }
+
+    /// Whether the host combines per-layer rows: in the forms with one causal mask.
+    fn combined_by_host(&self) -> bool {
+        let first = self.chunks.first();
+        self.role == Role::Decode && first.is_some_and(|(_, f)| f.input("causal_mask").is_some())
     }
 
     /// Shapes that an input of this name may have; none for a name that the config does not decide.
@@ -298,6 +304,7 @@ impl<'a> Chain<'a> {
             _ if name.contains("_sliding") => (sliding, c.sliding_window),
             _ if name.contains("_full") => (full, c.full_positions()),
             "K_in" | "V_in" | "kv_cache_0" => (sliding.max(full), c.context_length),
+            "kv_cache_unified" => (sliding.max(full), c.context_length.max(c.sliding_window)),
             _ => return Ok(()),
         };
         let dim = c.head_dim.max(c.global_head_dim);
@@ -329,11 +336,8 @@ impl<'a> Chain<'a> {
     /// What a chunk takes from earlier ones must be given by one of them, in the same shape; the host may combine per-layer
     /// rows itself, for every chunk then.
     fn carried(&self, chunk: &str, f: &Features, earlier: &[(String, Features)]) -> Result<()> {
-        let by_host = self
-            .chunks
-            .first()
-            .is_some_and(|(_, f)| f.input("per_layer_combined").is_some());
-        let combined = (!by_host).then_some(("per_layer_combined", "per_layer_combined_out"));
+        let combined =
+            (!self.combined_by_host()).then_some(("per_layer_combined", "per_layer_combined_out"));
         let pairs = SHARED.iter().map(|n| (*n, *n)).chain(combined);
         for (input, output) in pairs {
             let Some(t) = f.input(input) else { continue };
@@ -356,7 +360,10 @@ impl<'a> Chain<'a> {
         let count = |kind: &str| owners.iter().filter(|k| *k == kind).count();
         let (sliding, full) = (count("sliding_attention"), count("full_attention"));
         // A store of both kinds, or one of each.
-        let whole: usize = ["K_in", "kv_cache_0"].iter().map(|n| self.held(n)).sum();
+        let whole: usize = ["K_in", "kv_cache_0", "kv_cache_unified"]
+            .iter()
+            .map(|n| self.held(n))
+            .sum();
         for (name, kind, needed, found) in [
             (
                 "K_sliding_in",

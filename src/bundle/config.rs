@@ -263,17 +263,6 @@ impl BundleConfig {
                 "none",
             );
         }
-        let ends = &self.chunk_ends;
-        let rising = ends.windows(2).all(|w| w[0] < w[1]) && ends.first() != Some(&0);
-        let whole = ends.len() == self.chunks.len() && ends.last() == Some(&self.num_layers);
-        if !ends.is_empty() && !(rising && whole) {
-            let expected = format!(
-                "{} rising ends up to {}",
-                self.chunks.len(),
-                self.num_layers
-            );
-            return wrong("chunk_ends", &expected, &format!("{ends:?}"));
-        }
         let all: Vec<&String> = self.chunks.iter().chain(&self.prefill_chunks).collect();
         for (i, name) in all.iter().enumerate() {
             let plain =
@@ -284,6 +273,17 @@ impl BundleConfig {
             if all[..i].contains(name) {
                 return wrong("chunks", "distinct names", name);
             }
+        }
+        let ends = &self.chunk_ends;
+        let rising = ends.windows(2).all(|w| w[0] < w[1]) && ends.first() != Some(&0);
+        let whole = ends.len() == self.chunks.len() && ends.last() == Some(&self.num_layers);
+        if !ends.is_empty() && !(rising && whole) {
+            let expected = format!(
+                "{} rising ends up to {}",
+                self.chunks.len(),
+                self.num_layers
+            );
+            return wrong("chunk_ends", &expected, &format!("{ends:?}"));
         }
         Ok(())
     }

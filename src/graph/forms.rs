@@ -45,6 +45,11 @@ impl GraphOptions {
         }
     }
 
+    /// Whether the layers of both kinds share one state of rings.
+    pub(super) fn one_state(&self) -> bool {
+        (self.layout, self.cache) == (Layout::Swa1, CacheForm::State)
+    }
+
     /// Checks that the forms go together, whatever the model.
     ///
     /// # Errors
@@ -62,8 +67,10 @@ impl GraphOptions {
                 "the layouts that take token ids (lite2, monolithic) have the cache `state-full`, no other has it",
             );
         }
-        if cache == CacheForm::State && !matches!(layout, Layout::Swa4 | Layout::Swa3) {
-            return fault("rings in state are the published form of swa4 and swa3");
+        if cache == CacheForm::State
+            && !matches!(layout, Layout::Swa4 | Layout::Swa3 | Layout::Swa1)
+        {
+            return fault("rings in state are the published form of swa4, swa3 and swa1");
         }
         if self.functions.first() != Some(&FunctionKind::Decode) {
             return fault("the first function must be `decode`");

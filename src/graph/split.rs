@@ -58,6 +58,7 @@ impl Layout {
             (Self::Swa3, _) => &["chunk1", "chunk2_3way", "chunk3_3way"],
             (Self::Swa3Topology1, _) => &["chunk1_topoI", "chunk2_topoI", "chunk3_topoI"],
             (Self::Swa2, _) => &["merged_chunk1", "merged_chunk2"],
+            (Self::Swa1, CacheForm::State) => &["model"],
             (Self::Swa1, _) => &["merged_full"],
             (Self::Lite2, _) => &["lite_chunk1", "lite_chunk2"],
             (Self::Monolithic, _) => &["model"],

@@ -60,7 +60,7 @@ macro_rules! builtin {
 builtin! {
     "swa4-int4" "swa4-fp16" "swa4-w2" "swa4-w3" "swa4-w6" "swa4-w8" "swa4-int8" "swa4-int4-block" "swa4-8k"
     "swa3" "swa3-topology1" "swa2" "swa1" "lite2" "monolithic" "stateless-full" "wfa-2048" "flash-1024"
-    "stateful" "stateful-3chunk" "stateful-mask" "padded-kv" "stateful-padded" "prefill-1024" "prefill-combined" "verify-3"
+    "stateful" "stateful-3chunk" "stateful-1chunk" "stateful-mask" "padded-kv" "stateful-padded" "prefill-1024" "prefill-combined" "verify-3"
 }
 
 /// A recipe: everything that decides a bundle, beside the checkpoint.

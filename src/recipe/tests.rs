@@ -127,7 +127,7 @@ fn errors_say_where_and_what() {
     );
     let layout = error_of(&GOOD.replace("\"swa4\"", "\"swa9\""));
     assert!(
-        layout.starts_with("mine.toml:4:10: unknown variant `swa9`, expected `swa4`"),
+        layout.starts_with("mine.toml:4:10: unknown variant `swa9`, expected one of `swa4`"),
         "{layout}"
     );
     let scheme = error_of(&GOOD.replace("palette3-g16", "palette5-g16"));

@@ -20,6 +20,14 @@ pub fn fixtures() -> Vec<String> {
         .collect()
 }
 
+/// Every built-in way of storing weights, in four chunks; `tests/recipes` has the other layouts and functions.
+pub fn swa4_recipes() -> Vec<Recipe> {
+    let mut recipes = Recipe::list().unwrap();
+    recipes.retain(|recipe| recipe.name.starts_with("swa4"));
+    assert!(recipes.len() >= 8, "{}", recipes.len());
+    recipes
+}
+
 /// Converts with a built-in recipe.
 pub fn run(model: &Path, recipe: &str, out: &Path, options: &Options) -> Result<Report, Error> {
     run_recipe(model, &Recipe::load(recipe).unwrap(), out, options)

@@ -161,7 +161,7 @@ fn config_values_are_checked() {
     let path = good.join("model_config.json");
     let text = fs::read_to_string(&path).unwrap();
     let value: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let cases: [(&str, serde_json::Value, &str); 14] = [
+    let cases: [(&str, serde_json::Value, &str); 16] = [
         ("architecture", "llama".into(), "architecture"),
         ("hidden_size", 0.into(), "hidden_size"),
         ("hidden_size", 97.into(), "embed_tokens_q8.bin"),
@@ -185,7 +185,13 @@ fn config_values_are_checked() {
         (
             "chunks",
             serde_json::json!(["chunk1", "chunk2", "chunk3"]),
-            "token_id",
+            "chunk_ends",
+        ),
+        ("chunk_ends", serde_json::json!([4, 4, 9, 12]), "chunk_ends"),
+        (
+            "prefill_chunks",
+            serde_json::json!(["chunk4"]),
+            "distinct names",
         ),
         ("num_kv_shared_layers", 12.into(), "num_kv_shared_layers"),
     ];
@@ -199,7 +205,8 @@ fn config_values_are_checked() {
         missing.as_object_mut().unwrap().remove(key);
         fs::write(&path, serde_json::to_vec(&missing).unwrap()).unwrap();
         // Our own keys have defaults; the published runtime's do not.
-        assert_eq!(Bundle::open(&good).is_ok(), key == "chunks", "{key}");
+        let ours = ["chunks", "prefill_chunks", "chunk_ends"].contains(&key);
+        assert_eq!(Bundle::open(&good).is_ok(), ours, "{key}");
     }
     // The keys of the published runtime alone are enough.
     let mut published = value.clone();
@@ -209,6 +216,8 @@ fn config_values_are_checked() {
         "vocab_size_per_layer_input",
         "layout",
         "chunks",
+        "prefill_chunks",
+        "chunk_ends",
         "table_format",
         "full_rope",
     ] {

@@ -189,7 +189,7 @@ fn check_packages(fixture_name: &str, out: &Path) {
 
 #[test]
 fn packages_hold_the_quantized_checkpoint() {
-    for recipe in gemma_coreml::recipe::Recipe::list().unwrap() {
+    for recipe in crate::helpers::swa4_recipes() {
         for name in ["nano", "dense-tiny", "moe-tiny"] {
             let dir = tempfile::tempdir().unwrap();
             let out = dir.path().join("b");

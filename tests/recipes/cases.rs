@@ -13,7 +13,6 @@ use gemma_coreml::evaluate::{Trace, reference_file::ReferenceFile};
 use gemma_coreml::mil::OpType;
 use gemma_coreml::package::ReadOp;
 use gemma_coreml::progress::NoProgress;
-use gemma_coreml::quantize::Scheme;
 use gemma_coreml::recipe::Recipe;
 use gemma_coreml::runtime::{DecodeOptions, Decoder, Precision};
 
@@ -23,7 +22,7 @@ use crate::fixtures::fixtures;
 pub const CONTEXT: usize = 208;
 
 /// The recipes, with numbers that mean something at [`CONTEXT`]: built-in names, or with another number at their end.
-pub const RECIPES: [&str; 20] = [
+pub const RECIPES: [&str; 21] = [
     "swa4-fp16",
     "swa4-8k",
     "swa3",
@@ -38,6 +37,7 @@ pub const RECIPES: [&str; 20] = [
     "flash-64",
     "stateful",
     "stateful-3chunk",
+    "stateful-1chunk",
     "stateful-mask",
     "padded-kv",
     "stateful-padded",
@@ -65,14 +65,13 @@ pub fn all_fixtures() -> Vec<PathBuf> {
 /// A recipe with every weight in fp16, so that what differs from the reference is the graph.
 pub fn unquantized(recipe: &str) -> Recipe {
     let mut recipe = Recipe::builtin(recipe).unwrap_or_else(|e| panic!("{e}"));
-    recipe.quantize.default = Scheme::Fp16;
     if recipe.name == "prefill-combined" {
         // Sizes that a small context holds, one within the window of the small fixtures, one beyond.
-        recipe.functions = ["decode", "prefill-12", "prefill-40"]
-            .map(|f| f.parse().unwrap())
-            .to_vec();
+        let text = recipe.source.replace("prefill-64", "prefill-12");
+        let text = text.replace("prefill-512", "prefill-40");
+        recipe = Recipe::parse("prefill-combined", &text).unwrap();
     }
-    recipe
+    recipe.with_rules(&[".*=fp16".parse().unwrap()]).unwrap()
 }
 
 /// The unquantized bundle of a fixture by a recipe, converted once per test program.

@@ -1,8 +1,12 @@
 //! A bundle's layout from its files, and bundles whose packages disagree.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use gemma_coreml::bundle::Bundle;
+use gemma_coreml::checkpoint::Checkpoint;
+use gemma_coreml::convert::{self, Options};
+use gemma_coreml::progress::NoProgress;
 
 use crate::cases::*;
 use crate::fixtures::fixture;
@@ -106,4 +110,51 @@ fn packages_that_disagree_are_refused_with_both_sides() {
     .unwrap();
     let error = chain(&Bundle::open(dir.path()).unwrap_err());
     assert!(error.contains("4096") && error.contains("5000"), "{error}");
+}
+
+/// A bundle of every recipe rewritten for another context has the bytes of a fresh one.
+#[test]
+fn another_context_is_a_fresh_conversion() {
+    const OTHER: usize = 224;
+    let fixture = fixture("e2b35-tiny");
+    let checkpoint = Checkpoint::open(&fixture).unwrap();
+    for name in RECIPES {
+        let recipe = unquantized(name);
+        let dir = tempfile::tempdir().unwrap();
+        let rewritten = dir.path().join("bundle");
+        copy(made(&fixture, name).dir(), &rewritten);
+        let options = Options {
+            context: Some(OTHER),
+            ..Options::default()
+        };
+        let report = convert::convert(&checkpoint, &recipe, &rewritten, &options, &NoProgress)
+            .unwrap_or_else(|e| panic!("{name}: {}", chain(&e)));
+        assert!(!report.kept.is_empty(), "{name}");
+        let fresh = bundle_of(&fixture, &recipe, &format!("{name}-other"), OTHER).unwrap();
+        let (ours, theirs) = (files(&rewritten), files(fresh.dir()));
+        let names = |files: &BTreeMap<PathBuf, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names(&ours), names(&theirs), "{name}");
+        for (file, bytes) in &ours {
+            assert!(*bytes == theirs[file], "{name}: {}", file.display());
+        }
+    }
+}
+
+/// Every file below a directory, by its relative path.
+fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut left = vec![dir.to_path_buf()];
+    while let Some(folder) = left.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => left.push(path),
+                false => {
+                    let name = path.strip_prefix(dir).unwrap().to_path_buf();
+                    found.insert(name, std::fs::read(&path).unwrap());
+                }
+            }
+        }
+    }
+    found
 }

@@ -6,6 +6,7 @@
 //! | `window-FW` | the same, full ones of FW rows | shift | shift |
 //! | `full` | `K`, `V`, in and out | scatter | scatter |
 //! | `state` | states `kv_cache_sliding`, `kv_cache_full`, K at 2i, V at 2i + 1 | in place, at `ring_pos` | in place, at `current_pos` |
+//! | | of one chunk: state `kv_cache_unified`, K at 2i, V at 2i + 1 | the same, in the first W rows | the same |
 //! | `state-mask` | states `kv_sliding`, `kv_full`, K at 2i, V at 2i + 1 | shift | scatter |
 //! | `state-full` | state `kv_cache_0`, K at i, V at slots + i | scatter | scatter |
 //!
@@ -30,6 +31,8 @@ pub(super) struct DecodeCache {
     stores: Vec<Store>,
     rules: Rules,
     link: Link,
+    /// Whether sliding layers keep a ring, in the first rows of a slot that is longer.
+    ring: bool,
     /// Whether K/V handed on are copies: a slice of a state may not be an output and be used inside.
     copied: bool,
 }
@@ -66,6 +69,7 @@ impl DecodeCache {
                 full: Rule::Shift,
             },
             link,
+            ring: cache == CacheForm::State,
             copied: matches!(
                 cache,
                 CacheForm::State | CacheForm::StateMask | CacheForm::StateFull
@@ -78,8 +82,9 @@ impl DecodeCache {
             return Ok(out);
         }
         out.rules = Rules::declare(e, cache, inputs)?;
-        let parts: &[(&'static [LayerKind], &str)] = match cache.keeps_context() {
-            true => &[(&KINDS, "")],
+        let one_store = cache.keeps_context() || options.one_state();
+        let parts: &[(&'static [LayerKind], &str)] = match one_store {
+            true => &[(&KINDS, "unified")],
             false => &[(&KINDS[..1], "sliding"), (&KINDS[1..], "full")],
         };
         for (kinds, name) in parts {
@@ -151,10 +156,15 @@ impl KvCache for DecodeCache {
         };
         let (keys, values) = store.slots.advance(e, rule, store.used, &k, &v)?;
         store.used += 1;
-        let (keys, values) = (
-            own_part(e, &keys, layer.kind)?,
-            own_part(e, &values, layer.kind)?,
-        );
+        let length = match (layer.kind, store.kinds.len()) {
+            (LayerKind::Sliding, 2..) if self.ring => e.plan.window,
+            _ => keys.shape()[2],
+        };
+        let mut part = |slot: &Var| {
+            let rows = e.first(slot, 2, length)?;
+            own_part(e, &rows, layer.kind)
+        };
+        let (keys, values) = (part(&keys)?, part(&values)?);
         Ok(self.link.see(layer.index, layer.kind, keys, values))
     }
 
@@ -204,7 +214,8 @@ impl Store {
             Some(multiple) => heads.next_multiple_of(multiple.max(1)),
             None => heads,
         };
-        let length = cache_length(plan, kinds[0], options);
+        let lengths = kinds.iter().map(|&kind| cache_length(plan, kind, options));
+        let length = lengths.max().unwrap_or(options.context);
         let shape = |slots: usize| [slots, heads, length, max_head_dim(plan)];
         let slots = match (options.cache, layers) {
             (CacheForm::State | CacheForm::StateMask | CacheForm::StateFull, 0) => return Ok(None),

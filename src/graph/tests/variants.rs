@@ -297,6 +297,14 @@ fn stateful() {
             ("chunk_3", &format!("{combined} {SHARED}"), &last),
         ],
     );
+    check(
+        &options(Layout::Swa1, CacheForm::State),
+        &[(
+            "model",
+            &format!("{raw} {positions} kv_cache_unified [30, 1, 2048, 512]"),
+            &last,
+        )],
+    );
 }
 
 /// Inputs of a function of `n` tokens; sliding keys of `window` columns.
@@ -488,8 +496,8 @@ fn forms_that_do_not_go_together_say_why() {
     };
     assert!(refuse(&|o| o.layout = Layout::Lite2).contains("state-full"));
     assert!(refuse(&|o| o.cache = CacheForm::StateFull).contains("lite2"));
-    let ring = |o: &mut GraphOptions| (o.layout, o.cache) = (Layout::Swa1, CacheForm::State);
-    assert!(refuse(&ring).contains("swa4 and swa3"));
+    let ring = |o: &mut GraphOptions| (o.layout, o.cache) = (Layout::Swa2, CacheForm::State);
+    assert!(refuse(&ring).contains("swa4, swa3 and swa1"));
     assert!(refuse(&|o| o.functions = vec![FunctionKind::Prefill(4)]).contains("decode"));
     let state = |o: &mut GraphOptions| {
         o.cache = CacheForm::State;
