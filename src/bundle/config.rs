@@ -277,7 +277,7 @@ impl BundleConfig {
         let ends = &self.chunk_ends;
         let rising = ends.windows(2).all(|w| w[0] < w[1]) && ends.first() != Some(&0);
         let whole = ends.len() == self.chunks.len() && ends.last() == Some(&self.num_layers);
-        if !ends.is_empty() && !(rising && whole) {
+        if !(ends.is_empty() || rising && whole) {
             let expected = format!(
                 "{} rising ends up to {}",
                 self.chunks.len(),

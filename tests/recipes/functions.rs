@@ -6,10 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::cases::*;
-use crate::equal::difference;
-
-/// Largest difference of a logit where attention sums over rows in another order, in f32.
-const OTHER_ORDER: f32 = 2e-4;
+use crate::equal::{OTHER_ORDER, difference};
 
 fn token(i: usize) -> u32 {
     2 + ((i * 37 + i * i) % 200) as u32

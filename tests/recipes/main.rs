@@ -80,7 +80,7 @@ fn every_builtin_recipe_as_it_is_written() {
     let mut packages = Vec::new();
     let prompt = [2u32, 459, 366, 561, 501, 528, 714, 495];
     for recipe in Recipe::list().unwrap() {
-        let bundle = bundle_of(&nano, &recipe, &format!("{}-as-written", recipe.name), 1024)
+        let bundle = bundle_of(&nano, &recipe, &format!("{}-as-written", recipe.name), 2048)
             .unwrap_or_else(|e| panic!("{}: {e}", recipe.name));
         packages.extend(bundle.packages().map(|c| c.path.clone()));
         let mut model = decoder(&bundle);

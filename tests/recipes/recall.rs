@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::cases::*;
-use crate::equal::difference;
+use crate::equal::{OTHER_ORDER, difference};
 use crate::fixtures::fixture;
 
 /// Contexts asked, unless `RECALL_CONTEXTS` says how many of the 125 far ones.
@@ -62,7 +62,7 @@ fn windowed_full_attention_is_full_attention_until_its_window() {
                 // Masked slots weigh exactly nothing, but sums over another length are taken in another order.
                 let worst = difference(&logits[0], &logits[1]);
                 assert!(
-                    worst <= 2e-4,
+                    worst <= OTHER_ORDER,
                     "{} position {position}: {worst}",
                     name(&fixture)
                 );

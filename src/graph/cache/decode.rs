@@ -168,8 +168,8 @@ impl KvCache for DecodeCache {
         Ok(self.link.see(layer.index, layer.kind, keys, values))
     }
 
-    fn shared(&self, layer: &LayerPlan, from: usize) -> Result<KeysValues> {
-        self.link.shared(layer, from)
+    fn link(&self) -> &Link {
+        &self.link
     }
 
     fn outputs(&mut self, e: &mut Emitter<'_>) -> Result<()> {

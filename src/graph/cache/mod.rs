@@ -44,8 +44,17 @@ pub(super) trait KvCache {
         v: &Var,
     ) -> Result<KeysValues>;
 
+    /// What the layers of the chunk have seen of each other's K/V.
+    fn link(&self) -> &Link;
+
     /// What a layer attends to that shares the K/V of layer `from`.
-    fn shared(&self, layer: &LayerPlan, from: usize) -> Result<KeysValues>;
+    fn shared(&self, layer: &LayerPlan, from: usize) -> Result<KeysValues> {
+        let seen = self.link().seen.get(&from).cloned();
+        seen.ok_or(Error::SharedKvMissing {
+            layer: layer.index,
+            from,
+        })
+    }
 
     /// Declares the outputs that carry the cache to the next step.
     fn outputs(&mut self, e: &mut Emitter<'_>) -> Result<()>;
@@ -70,7 +79,7 @@ pub(super) fn declare(
         FunctionKind::Decode => Box::new(decode::DecodeCache::declare(
             e, spec, options, inputs, link,
         )?),
-        FunctionKind::Prefill(n) => Box::new(prefill::PrefillCache::declare(e, spec, n, link)?),
+        FunctionKind::Prefill(n) => Box::new(prefill::PrefillCache::declare(e, n, link)?),
         FunctionKind::Verify(k) => Box::new(verify::VerifyCache::declare(
             e, spec, options, k, inputs, link,
         )?),
@@ -85,7 +94,7 @@ const SHARED_FEATURES: [(LayerKind, &str, &str); 2] = [
 ];
 
 /// What the layers of a chunk have seen of each other's K/V, and of earlier chunks'.
-struct Link {
+pub(super) struct Link {
     /// By layer index.
     seen: BTreeMap<usize, KeysValues>,
     mask_sliding: Var,
@@ -141,13 +150,6 @@ impl Link {
         let seen = KeysValues { keys, values, mask };
         self.seen.insert(layer, seen.clone());
         seen
-    }
-
-    fn shared(&self, layer: &LayerPlan, from: usize) -> Result<KeysValues> {
-        self.seen.get(&from).cloned().ok_or(Error::SharedKvMissing {
-            layer: layer.index,
-            from,
-        })
     }
 
     /// K/V of the last own layer of a kind, where there is one.

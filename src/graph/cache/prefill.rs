@@ -5,7 +5,6 @@ use super::{KeysValues, KvCache, Link, producer};
 use crate::gemma::LayerPlan;
 use crate::graph::emitter::Emitter;
 use crate::graph::error::Result;
-use crate::graph::split::ChunkSpec;
 use crate::mil::Var;
 
 /// See the module.
@@ -17,13 +16,7 @@ pub(super) struct PrefillCache {
 
 impl PrefillCache {
     /// Declares the K/V of earlier chunks where this one only shares, `(1, kv_heads, N, head_dim)`.
-    pub fn declare(
-        e: &mut Emitter<'_>,
-        spec: &ChunkSpec,
-        tokens: usize,
-        mut link: Link,
-    ) -> Result<Self> {
-        debug_assert!(!spec.layers.is_empty());
+    pub fn declare(e: &mut Emitter<'_>, tokens: usize, mut link: Link) -> Result<Self> {
         if !link.owns {
             link.declare_shared(e, |_| tokens)?;
         }
@@ -49,8 +42,8 @@ impl KvCache for PrefillCache {
         Ok(self.link.see(layer.index, layer.kind, k.clone(), v.clone()))
     }
 
-    fn shared(&self, layer: &LayerPlan, from: usize) -> Result<KeysValues> {
-        self.link.shared(layer, from)
+    fn link(&self) -> &Link {
+        &self.link
     }
 
     fn outputs(&mut self, e: &mut Emitter<'_>) -> Result<()> {

@@ -202,9 +202,8 @@ fn placed(
     at: &Var,
     after: &Var,
 ) -> Result<Var> {
-    let &[_, heads, _, width] = row.shape() else {
-        return e.slice(slots, &[], &[]);
-    };
+    // `(1, heads, 1, width)`
+    let (heads, width) = (row.shape()[1], row.shape()[3]);
     let from = [e.int32s(&[index, 0])?, at.clone(), e.int32s(&[0])?];
     let to = [
         e.int32s(&[index + 1, heads])?,

@@ -129,8 +129,8 @@ impl KvCache for VerifyCache {
         Ok(self.link.see(layer.index, kind, keys, values))
     }
 
-    fn shared(&self, layer: &LayerPlan, from: usize) -> Result<KeysValues> {
-        self.link.shared(layer, from)
+    fn link(&self) -> &Link {
+        &self.link
     }
 
     fn outputs(&mut self, e: &mut Emitter<'_>) -> Result<()> {
