@@ -271,3 +271,35 @@ fn a_rule_that_matches_nothing_is_an_error() {
         "`(` is not a regular expression: unclosed group"
     );
 }
+
+#[test]
+fn a_name_takes_another_number() {
+    let flash = Recipe::builtin("flash-256").unwrap();
+    assert_eq!(flash.name, "flash-256");
+    assert_eq!(flash.attention, AttentionForm::Flash(256));
+    // The number stands in the description as well, and other numbers stay.
+    assert!(flash.description.contains("256") && !flash.source.contains("1024"));
+    assert_eq!(flash.context, Some(8192));
+    let wfa = Recipe::builtin("wfa-64").unwrap();
+    assert_eq!(wfa.cache, CacheForm::Window(64));
+    let verify = Recipe::builtin("verify-4").unwrap();
+    let functions = [FunctionKind::Decode, FunctionKind::Verify(4)];
+    assert_eq!(verify.functions, functions);
+    for unknown in ["flash-", "flash-x", "flash", "nothing-3", "swa4-3"] {
+        let error = Recipe::builtin(unknown).unwrap_err().to_string();
+        assert!(error.contains(unknown) && error.contains("swa3"), "{error}");
+    }
+    // A number that the form does not take is an error of the form.
+    assert!(Recipe::builtin("flash-0").is_err());
+    assert!(Recipe::builtin("verify-1").is_err());
+}
+
+#[test]
+fn forms_that_do_not_go_together_are_refused() {
+    let state = error_of(&GOOD.replace("\"shift\"", "\"state-full\""));
+    assert!(state.contains("mine.toml:4:1") && state.contains("lite2"), "{state}");
+    let twice = error_of(&GOOD.replace("[\"decode\"]", "[\"decode\", \"decode\"]"));
+    assert!(twice.contains("listed twice"), "{twice}");
+    let odd = error_of(&GOOD.replace("[\"decode\"]", "[\"decode\", \"prefill\"]"));
+    assert!(odd.contains("prefill-N"), "{odd}");
+}
