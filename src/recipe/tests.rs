@@ -297,7 +297,10 @@ fn a_name_takes_another_number() {
 #[test]
 fn forms_that_do_not_go_together_are_refused() {
     let state = error_of(&GOOD.replace("\"shift\"", "\"state-full\""));
-    assert!(state.contains("mine.toml:4:1") && state.contains("lite2"), "{state}");
+    assert!(
+        state.contains("mine.toml:4:1") && state.contains("lite2"),
+        "{state}"
+    );
     let twice = error_of(&GOOD.replace("[\"decode\"]", "[\"decode\", \"decode\"]"));
     assert!(twice.contains("listed twice"), "{twice}");
     let odd = error_of(&GOOD.replace("[\"decode\"]", "[\"decode\", \"prefill\"]"));

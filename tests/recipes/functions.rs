@@ -109,7 +109,9 @@ fn compat_prefill_has_no_window() {
         difference(&serial[length - 1..length], &[got])
     };
     assert!(last(16) <= OTHER_ORDER);
-    assert!(last(40) > 0.01, "{}", last(40));
+    let beyond = last(40);
+    println!("compat prefill of 40 tokens, window 16: {beyond:.2}");
+    assert!(beyond > 0.01, "{beyond}");
 }
 
 fn refuses(fixture: &Path) {
@@ -232,7 +234,8 @@ fn compat_verify_is_serial_within_the_window() {
     );
     let first: Vec<f32> = (0..vocab).map(|v| logits[v * 3]).collect();
     let worst = difference(&serial[30..31], &[first]);
-    assert!(worst > OTHER_ORDER, "{worst}");
+    println!("compat verify of 3 tokens at position 30, window 16: {worst:.2}");
+    assert!(worst > 0.01, "{worst}");
 }
 
 /// Speculation: drafts that are right, wrong or partly right give the stream of greedy decoding.
@@ -263,4 +266,33 @@ fn speculative_decoding_is_greedy_decoding() {
         stream.extend(&out.token_ids[..=right]);
     }
     assert_eq!(stream[..80], greedy[..80]);
+}
+
+/// Decode, prefill and verify in one package share every blob, and work together.
+#[test]
+fn one_package_holds_all_functions() {
+    let fixture = crate::fixtures::fixture("e2b35-tiny");
+    let mut recipe = unquantized("prefill-combined");
+    recipe.functions = ["decode", "prefill-12", "verify-3", "prefill-40"]
+        .map(|f| f.parse().unwrap())
+        .to_vec();
+    let bundle = bundle_of(&fixture, &recipe, "all-functions", CONTEXT).unwrap();
+    let plain = made(&fixture, "swa4-fp16");
+    for (chunk, alone) in bundle.chunks().iter().zip(plain.chunks()) {
+        assert_eq!(chunk.package.functions().len(), 4, "{}", chunk.name);
+        assert_eq!(chunk.package.weight_bytes(), alone.package.weight_bytes());
+    }
+    verify_is_serial(&bundle, "all functions", 30);
+    let serial = serial(&bundle, 60);
+    prefill_then_decode(&bundle, 30, &serial, "all functions");
+    // Verified tokens after a prompt that was fed at once.
+    let mut decoder = decoder(&bundle);
+    let prompt: Vec<u32> = (0..25).map(token).collect();
+    let (count, _) = decoder.prefill(&prompt).unwrap();
+    assert_eq!(count, 25);
+    decoder.verify(&[token(25), token(26), token(27)]).unwrap();
+    decoder.commit(2).unwrap();
+    let got = step(&mut decoder, token(27));
+    let worst = difference(&serial[27..28], &[got]);
+    assert!(worst <= OTHER_ORDER, "{worst}");
 }
