@@ -49,19 +49,8 @@ pub const DEFAULT: &str = "swa4-int4";
 /// Context length when neither recipe nor caller says, unless the model has fewer positions.
 pub const DEFAULT_CONTEXT: usize = 2048;
 
-macro_rules! builtin {
-    ($($name:literal)*) => {
-        /// Name and TOML text of each built-in recipe, the default first.
-        const BUILTIN: &[(&str, &str)] =
-            &[$(($name, include_str!(concat!("../../recipes/", $name, ".toml")))),*];
-    };
-}
-
-builtin! {
-    "swa4-int4" "swa4-fp16" "swa4-w2" "swa4-w3" "swa4-w6" "swa4-w8" "swa4-int8" "swa4-int4-block" "swa4-8k"
-    "swa3" "swa3-topology1" "swa2" "swa1" "lite2" "monolithic" "stateless-full" "wfa-2048" "flash-1024"
-    "stateful" "stateful-3chunk" "stateful-1chunk" "stateful-mask" "padded-kv" "stateful-padded" "prefill-1024" "prefill-combined" "verify-3"
-}
+/// Name and TOML text of each built-in recipe, in name order: the files of `recipes/`, listed by the build script.
+const BUILTIN: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/recipes.rs"));
 
 /// A recipe: everything that decides a bundle, beside the checkpoint.
 #[derive(Debug, Clone, Deserialize)]
@@ -143,15 +132,14 @@ impl Recipe {
         })
     }
 
-    /// All built-in recipes, the default first.
+    /// All built-in recipes: the default, the others in four chunks, the rest.
     ///
     /// # Errors
     /// None in a tested build: the texts are compiled in.
     pub fn list() -> Result<Vec<Self>> {
-        BUILTIN
-            .iter()
-            .map(|(name, _)| Self::builtin(name))
-            .collect()
+        let mut names: Vec<&str> = BUILTIN.iter().map(|(name, _)| *name).collect();
+        names.sort_by_key(|name| (*name != DEFAULT, !name.starts_with("swa4"), *name));
+        names.into_iter().map(Self::builtin).collect()
     }
 
     /// A built-in recipe by name, or one from a TOML file: whatever ends in `.toml` or holds a path separator is a path.

@@ -31,6 +31,8 @@ pub(super) struct DecodeCache {
     stores: Vec<Store>,
     rules: Rules,
     link: Link,
+    /// Rows of sliding and of full layers.
+    lengths: [usize; 2],
     /// Whether sliding layers keep a ring, in the first rows of a slot that is longer.
     ring: bool,
     /// Whether K/V handed on are copies: a slice of a state may not be an output and be used inside.
@@ -69,6 +71,7 @@ impl DecodeCache {
                 full: Rule::Shift,
             },
             link,
+            lengths: KINDS.map(|kind| cache_length(e.plan, kind, options)),
             ring: cache == CacheForm::State,
             copied: matches!(
                 cache,
@@ -177,15 +180,21 @@ impl KvCache for DecodeCache {
     }
 
     fn handed_over(&mut self, e: &mut Emitter<'_>) -> Result<()> {
-        let stores = &self.stores;
+        let (stores, [sliding, full]) = (&self.stores, self.lengths);
         self.link.hand_over(e, self.copied, |e, kind| {
-            let store = stores.iter().find(|s| s.kinds.contains(&kind));
-            let store = store.ok_or_else(|| Error::NotForModel {
-                form: "a cache in state".to_owned(),
-                why: format!("no layer with its own K/V is {}", kind.hf_name()),
-            })?;
-            let (keys, values) = store.slots.untouched(e)?;
-            Ok((own_part(e, &keys, kind)?, own_part(e, &values, kind)?))
+            if let Some(store) = stores.iter().find(|s| s.kinds.contains(&kind)) {
+                let (keys, values) = store.slots.untouched(e)?;
+                return Ok((own_part(e, &keys, kind)?, own_part(e, &values, kind)?));
+            }
+            // No state holds this kind, and no layer reads it.
+            let geom = e.plan.geom(kind);
+            let length = if kind == LayerKind::Full {
+                full
+            } else {
+                sliding
+            };
+            let none = e.zeros(&[1, geom.kv_heads, length, geom.head_dim])?;
+            Ok((none.clone(), none))
         })
     }
 }

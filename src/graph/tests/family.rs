@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::graph::Error;
+use crate::graph::{CacheForm, Error, FunctionKind, packages};
 
 const LAYERS: usize = 7;
 
@@ -90,4 +90,51 @@ fn chunks_of_every_pattern_chain() {
         built > 100 && refused > 100,
         "{built} built, {refused} refused"
     );
+}
+
+/// Other layouts, caches and functions on every seventh pattern: each chunk takes what an earlier one gives, and nothing else
+/// goes wrong.
+#[test]
+fn every_recipe_builds_for_patterns() {
+    let recipes = crate::recipe::Recipe::list().unwrap();
+    let mut built = 0;
+    for (kinds, shared) in patterns().step_by(7).zip((0..LAYERS).cycle()) {
+        let Some(plan) = try_small(&kinds, shared) else {
+            continue;
+        };
+        for recipe in recipes.iter().filter(|r| !r.name.starts_with("swa4-")) {
+            let mut options = recipe.graph_options(16);
+            for function in &mut options.functions {
+                if let FunctionKind::Prefill(n) = function {
+                    // Two sizes stay two.
+                    *n = if *n == 64 { 5 } else { 12 };
+                }
+            }
+            if let CacheForm::Window(n) = &mut options.cache {
+                *n = 12;
+            }
+            let specs = match packages(&plan, &options) {
+                Ok(specs) => specs,
+                Err(Error::TooFewLayers { .. } | Error::ProducerElsewhere { .. }) => continue,
+                Err(other) => panic!("{kinds} {shared} {}: {other}", recipe.name),
+            };
+            let mut made: BTreeMap<(String, String), TensorType> = BTreeMap::new();
+            for spec in specs {
+                let graph = build_chunk(&plan, &spec, &options)
+                    .unwrap_or_else(|e| panic!("{kinds} {shared} {}: {e}", recipe.name));
+                for (name, f) in &graph.program.functions {
+                    for input in f.inputs.iter().filter(|i| i.name.starts_with("kv1")) {
+                        let given = &made[&(name.clone(), input.name.clone())];
+                        assert_eq!(given, &input.ty, "{kinds} {shared} {}", recipe.name);
+                    }
+                    let outputs = f.outputs.iter();
+                    made.extend(
+                        outputs.map(|o| ((name.clone(), o.clone()), type_of(f, o).clone())),
+                    );
+                }
+                built += 1;
+            }
+        }
+    }
+    assert!(built > 300, "{built}");
 }
