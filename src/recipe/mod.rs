@@ -128,7 +128,7 @@ impl Recipe {
         }
         Err(Error::Unknown {
             name: name.to_owned(),
-            known: BUILTIN.iter().map(|(n, _)| (*n).to_owned()).collect(),
+            known: names().into_iter().map(str::to_owned).collect(),
         })
     }
 
@@ -137,9 +137,7 @@ impl Recipe {
     /// # Errors
     /// None in a tested build: the texts are compiled in.
     pub fn list() -> Result<Vec<Self>> {
-        let mut names: Vec<&str> = BUILTIN.iter().map(|(name, _)| *name).collect();
-        names.sort_by_key(|name| (*name != DEFAULT, !name.starts_with("swa4"), *name));
-        names.into_iter().map(Self::builtin).collect()
+        names().into_iter().map(Self::builtin).collect()
     }
 
     /// A built-in recipe by name, or one from a TOML file: whatever ends in `.toml` or holds a path separator is a path.
@@ -222,6 +220,13 @@ impl Recipe {
         }
         Ok(())
     }
+}
+
+/// Names of the built-in recipes: the default, the others in four chunks, the rest.
+fn names() -> Vec<&'static str> {
+    let mut names: Vec<&str> = BUILTIN.iter().map(|(name, _)| *name).collect();
+    names.sort_by_key(|name| (*name != DEFAULT, !name.starts_with("swa4"), *name));
+    names
 }
 
 /// Stem and number of a name that ends in `-` and digits.
