@@ -60,7 +60,7 @@ pub struct Recipe {
     pub name: String,
     /// What it is, in one line.
     pub description: String,
-    /// Where it stands: `default`, `reference`, `experiment`, `shelved: why`.
+    /// Where it stands: `default`, `reference`, `variant` (a published form), `experiment`, `shelved: why`, `specimen: why`.
     pub status: String,
     /// How the layers are split into packages.
     pub layout: Layout,
