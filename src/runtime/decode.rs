@@ -181,14 +181,18 @@ impl Decoder {
         }
         self.check_room(width)?;
         let Results { carried, kept, new } = self.run(CallKind::Verify(width), tokens)?;
-        self.pending = new;
         let slot = self.verify.as_ref().map_or(0, |r| r.chain.token_id);
-        let ids = carried[slot].as_ref().map(Tensor::as_i32).transpose()?;
-        let ids = ids.unwrap_or_default().iter();
-        Ok(Verified {
-            token_ids: ids.map(|&id| u32::try_from(id).unwrap_or(0)).collect(),
-            kept,
-        })
+        let ids = carried.get(slot).and_then(Option::as_ref);
+        let ids = ids.map(Tensor::as_i32).transpose()?.unwrap_or_default();
+        let token_ids: Vec<u32> = ids.iter().flat_map(|&id| u32::try_from(id)).collect();
+        if token_ids.len() != width {
+            return Err(Error::Chain {
+                chunk: "the last chunk".to_owned(),
+                what: format!("token_ids {ids:?}: expected {width} tokens"),
+            });
+        }
+        self.pending = new;
+        Ok(Verified { token_ids, kept })
     }
 
     /// Keeps the first `count` tokens of the last verification, as if they had been fed one after another. 0 forgets them all.
