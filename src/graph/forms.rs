@@ -75,7 +75,7 @@ impl GraphOptions {
         if self.functions.first() != Some(&FunctionKind::Decode) {
             return fault("the first function must be `decode`");
         }
-        if self.functions.len() > 1 && !cache.is_shift() {
+        if self.functions.len() > 1 && cache != CacheForm::Shift {
             return fault("prefill and verify fill and read caches of the form `shift`");
         }
         if self.functions.len() > 1 && self.pad_kv_heads.is_some() {
@@ -126,11 +126,6 @@ impl CacheForm {
     /// Whether sliding layers keep the whole context too: one `causal_mask`, and the window made in the graph.
     pub fn keeps_context(self) -> bool {
         matches!(self, Self::Full | Self::StateFull)
-    }
-
-    /// Whether keys and values are inputs and outputs of `shift`'s form, which prefill fills and verify reads.
-    pub fn is_shift(self) -> bool {
-        self == Self::Shift
     }
 }
 
