@@ -6,6 +6,7 @@
 
 mod error;
 mod experts;
+mod folds;
 mod layer;
 pub mod names;
 mod plan;
@@ -15,5 +16,6 @@ mod weights;
 
 pub use crate::checkpoint::LayerKind;
 pub use error::{Error, Result};
+pub use folds::Fold;
 pub use plan::{HeadGeom, KvRole, LayerPlan, ModelPlan, Moe, MoeCost, Producers};
 pub use rope::RopeSpec;

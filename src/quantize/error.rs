@@ -81,6 +81,12 @@ pub enum Error {
         /// Position of the bin.
         index: usize,
     },
+    /// Second moments that no inputs have.
+    #[error("the {n} x {n} second moments are not positive definite, however much they are damped")]
+    NotPositive {
+        /// Number of inputs.
+        n: usize,
+    },
     /// Nothing to quantize.
     #[error("an empty group has no palette")]
     Empty,

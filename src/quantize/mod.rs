@@ -8,11 +8,14 @@
 //! Palettes are exact: [`kmeans`] finds the optimal 1-D k-means over the histogram of a group's fp16
 //! values, for any group size, any width and any importance.
 
+pub mod compensate;
 pub mod error;
+pub mod fold;
 pub mod fp16;
 pub mod histogram;
 pub mod kmeans;
 pub mod linear;
+pub mod moments;
 pub mod pack;
 pub mod palette;
 pub mod scheme;
@@ -20,9 +23,11 @@ pub mod stats;
 mod sums;
 pub mod table;
 
+pub use compensate::{Compensation, palettize_compensated};
 pub use error::{Error, Result};
 pub use fp16::narrow;
 pub use histogram::Histogram;
+pub use moments::Moments;
 pub use pack::{BitPacker, pack, packed_len, unpack};
 pub use palette::{GroupResult, Lut, Scratch, palettize_group};
 pub use scheme::{Grouping, Scheme, TableScheme};

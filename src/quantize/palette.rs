@@ -19,6 +19,16 @@ pub struct Lut {
 }
 
 impl Lut {
+    /// A table of `2^nbits` entries: `entries` sorted, equal ones once, the rest zero.
+    pub(super) fn from_entries(entries: impl IntoIterator<Item = f16>, nbits: u8) -> Self {
+        let mut entries: Vec<f16> = entries.into_iter().collect();
+        entries.sort_by(f16::total_cmp);
+        entries.dedup_by(|a, b| a == b);
+        let used = entries.len();
+        entries.resize(1 << nbits, f16::ZERO);
+        Lut { entries, used }
+    }
+
     /// Every entry, `2^nbits`.
     pub fn entries(&self) -> &[f16] {
         &self.entries

@@ -19,6 +19,9 @@
 //! otherwise = "palette4-tensor"   # optional; else a weight that does not fit its scheme is an error
 //! threshold = 2048                # weights of at most this many elements stay fp16
 //! tables = "rows-int8"
+//! importance = true               # optional; the next three need the statistics of a calibration
+//! scale = true                    # optional; powers of two folded into the tensor before
+//! compensate = { rounds = 4, damping = 0.01 }   # optional; GPTQ's order, then rounds of refinement
 //!
 //! [[quantize.rules]]              # the last matching rule wins; one that matches nothing is an error
 //! pattern = 'layers\.0\..*proj'
@@ -39,7 +42,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 pub use error::{Error, Result};
-pub use rules::{Candidate, Choice, Pattern, QuantRules, Reason, Rule};
+pub use rules::{Candidate, Choice, Compensate, Pattern, QuantRules, Reason, Rule};
 
 use crate::graph::{AttentionForm, CacheForm, FunctionKind, GraphOptions, Layout, PrefillPackages};
 
@@ -213,6 +216,7 @@ impl Recipe {
         }
         let options = self.graph_options(self.context.unwrap_or(DEFAULT_CONTEXT));
         options.check().map_err(|e| ("layout", e.to_string()))?;
+        self.quantize.check()?;
         for (i, function) in self.functions.iter().enumerate() {
             if self.functions[..i].contains(function) {
                 return Err(("functions", format!("function {function} is listed twice")));
