@@ -51,6 +51,9 @@ pub struct RecipeRecord {
     pub name: String,
     /// Its text in TOML.
     pub text: String,
+    /// SHA-256 of the statistics of a calibration, where the recipe asks for some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<String>,
 }
 
 /// What was converted.

@@ -56,6 +56,71 @@ pub enum Error {
         /// Which axis does not divide.
         source: crate::quantize::Error,
     },
+    /// Error compensation works on whole groups in memory.
+    #[error(
+        "tensor {tensor}: a palette for {length} weights cannot be compensated, at most {most}\n\
+         hint: give it groups of channels with a rule"
+    )]
+    LargeGroup {
+        /// HF name.
+        tensor: String,
+        /// Weights that share the palette.
+        length: usize,
+        /// The most that fit.
+        most: usize,
+    },
+    /// Statistics without matrices, where compensation needs them.
+    #[error(
+        "{path}: no second moments of the inputs of {tensor}, which `compensate` needs\n\
+         hint: `calibrate --full` stores them"
+    )]
+    NoMoments {
+        /// The statistics.
+        path: PathBuf,
+        /// HF name.
+        tensor: String,
+    },
+    /// Statistics of another checkpoint.
+    #[error(
+        "{path}: statistics of another checkpoint: expected {expected}, they were measured on {got}"
+    )]
+    OtherCalibration {
+        /// The statistics.
+        path: PathBuf,
+        /// Fingerprint of the checkpoint that is converted.
+        expected: String,
+        /// The one in the statistics.
+        got: String,
+    },
+    /// Statistics that are unreadable, or have none for a tensor.
+    #[error(transparent)]
+    Calibration(#[from] crate::calibrate::Error),
+    /// A recipe that needs statistics, and none.
+    #[error(
+        "recipe {recipe}: `{key}` needs statistics of a calibration\n\
+         hint: `gemma-coreml calibrate MODEL --text FILE -o stats.safetensors`, then --calibration stats.safetensors"
+    )]
+    NoCalibration {
+        /// The recipe.
+        recipe: String,
+        /// Its key.
+        key: &'static str,
+    },
+    /// A value that leaves the range of fp16 by its fold.
+    #[error(
+        "tensor {tensor}, element {element}: {value} times the factor {factor} of its fold is beyond the range of fp16 (65504)\n\
+         hint: a recipe without `scale` does not fold"
+    )]
+    FoldRange {
+        /// HF name.
+        tensor: String,
+        /// Position in the tensor.
+        element: usize,
+        /// The value.
+        value: f32,
+        /// The factor.
+        factor: f32,
+    },
     /// A row of a table, once scaled, is beyond fp16.
     #[error(
         "tensor {tensor}: row {row}: {value} times {factor} is beyond the range of fp16 (65504)"

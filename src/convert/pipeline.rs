@@ -123,6 +123,15 @@ impl Build<'_> {
         if let Some(base) = &self.job.task.base {
             base.check_checkpoint(&fingerprint)?;
         }
+        if let Some(stats) = &self.job.task.calibration
+            && stats.checkpoint() != fingerprint
+        {
+            return Err(Error::OtherCalibration {
+                path: stats.path().to_path_buf(),
+                expected: fingerprint,
+                got: stats.checkpoint().to_string(),
+            });
+        }
         let units = self.units();
         self.make(&fingerprint, &units)
     }
@@ -175,6 +184,9 @@ impl Build<'_> {
         for recipe in std::iter::once(&task.recipe).chain(task.packages.values()) {
             add(&recipe.source);
             add(&format!("{recipe:?}"));
+        }
+        for record in std::iter::once(&task.record).chain(task.records.values()) {
+            add(record.calibration.as_deref().unwrap_or_default());
         }
         add(&task.context.to_string());
         add(&task.model_id);

@@ -7,12 +7,14 @@ use super::resolve::{ResolvedChunk, resolve};
 use crate::bundle::error::{at, writing};
 use crate::bundle::provenance::{RecipeRecord, TensorRecord};
 use crate::bundle::{BundleConfig, Provenance, files, layout};
+use crate::calibrate::Stats;
 use crate::gemma::ModelPlan;
 use crate::package::link_or_copy;
 use crate::recipe::Recipe;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Name in `model_config.json` when the caller gives none.
 const MODEL_ID: &str = "gemma4";
@@ -23,6 +25,11 @@ pub(super) struct Task {
     pub recipe: Recipe,
     /// Recipes of packages that have another one, by package (`chunk4`).
     pub packages: BTreeMap<String, Recipe>,
+    /// Those recipes as `provenance.json` keeps them.
+    pub record: RecipeRecord,
+    pub records: BTreeMap<String, RecipeRecord>,
+    /// What the recipe of the packages that are built anew is applied with, where it asks for statistics.
+    pub calibration: Option<Arc<Stats>>,
     pub context: usize,
     pub model_id: String,
     pub chunks: Vec<ResolvedChunk>,
@@ -41,6 +48,8 @@ impl Task {
         output: &Path,
         options: &Options,
     ) -> Result<Self> {
+        let calibration = calibration(recipe, options)?;
+        let record = recipe_record(recipe, calibration.as_deref());
         let there = output.join(layout::MODEL_CONFIG).is_file();
         if let Some(only) = &options.only {
             if !there {
@@ -49,11 +58,17 @@ impl Task {
                     package: only.clone(),
                 });
             }
-            return Self::rebuild(plan, recipe, only, Base::read(output)?, options);
+            let base = Base::read(output)?;
+            let mut task = Self::rebuild(plan, (recipe, record), only, base, options)?;
+            task.calibration = calibration;
+            return Ok(task);
         }
         let mut task = Task {
             recipe: recipe.clone(),
             packages: BTreeMap::new(),
+            record: record.clone(),
+            records: BTreeMap::new(),
+            calibration,
             context: context(plan, recipe, options)?,
             model_id: options.model_id.as_deref().unwrap_or(MODEL_ID).to_string(),
             chunks: resolve(plan, recipe)?,
@@ -63,11 +78,12 @@ impl Task {
         if there && !options.force {
             let base = Base::read(output)?;
             base.check_tool()?;
-            let (expected, got) = (recipe_record(recipe), &base.provenance.recipe);
-            if expected != *got {
-                return Err(base.other("recipe", describe(&expected), describe(got)));
+            let got = &base.provenance.recipe;
+            if record != *got {
+                return Err(base.other("recipe", describe(&record), describe(got)));
             }
             task.packages = base.packages.clone();
+            task.records = base.provenance.packages.clone();
             task.base = Some(base);
         }
         Ok(task)
@@ -75,7 +91,7 @@ impl Task {
 
     fn rebuild(
         plan: &ModelPlan,
-        recipe: &Recipe,
+        (recipe, record): (&Recipe, RecipeRecord),
         only: &str,
         base: Base,
         options: &Options,
@@ -95,14 +111,19 @@ impl Task {
             chunks[at] = chunk;
         }
         check_rules(recipe, &base.recipe, &chunks[at])?;
-        let mut packages = base.packages.clone();
+        let (mut packages, mut records) = (base.packages.clone(), base.provenance.packages.clone());
         packages.remove(only);
-        if recipe_record(recipe) != base.provenance.recipe {
+        records.remove(only);
+        if record != base.provenance.recipe {
             packages.insert(only.to_string(), recipe.clone());
+            records.insert(only.to_string(), record);
         }
         Ok(Task {
             recipe: base.recipe.clone(),
             packages,
+            record: base.provenance.recipe.clone(),
+            records,
+            calibration: None,
             context: base.config.context_length,
             model_id: base.config.model_name.clone(),
             chunks,
@@ -114,6 +135,18 @@ impl Task {
     /// The recipe of a package.
     pub fn recipe_of(&self, package: &str) -> &Recipe {
         self.packages.get(package).unwrap_or(&self.recipe)
+    }
+}
+
+/// The statistics that the recipe asks for.
+fn calibration(recipe: &Recipe, options: &Options) -> Result<Option<Arc<Stats>>> {
+    match (recipe.quantize.calibrated_by(), &options.calibration) {
+        (None, _) => Ok(None),
+        (Some(_), Some(stats)) => Ok(Some(stats.clone())),
+        (Some(key), None) => Err(Error::NoCalibration {
+            recipe: recipe.name.clone(),
+            key,
+        }),
     }
 }
 
@@ -194,7 +227,14 @@ fn check_rules(recipe: &Recipe, bundle: &Recipe, chunk: &ResolvedChunk) -> Resul
 /// A recipe in an error: its name and the beginning of its text's hash, as texts of the same name may differ.
 fn describe(recipe: &RecipeRecord) -> String {
     let hash = files::hex(&Sha256::digest(&recipe.text));
-    format!("{} (text {})", recipe.name, &hash[..12])
+    let name = &recipe.name;
+    match &recipe.calibration {
+        None => format!("{name} (text {})", &hash[..12]),
+        Some(sha) => {
+            let sha = sha.get(..12).unwrap_or(sha);
+            format!("{name} (text {}, calibration {sha})", &hash[..12])
+        }
+    }
 }
 
 /// The recipe that the bundle in `dir` was made with, rules that were added included.

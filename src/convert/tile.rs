@@ -4,14 +4,13 @@
 //! result does not depend on the number of threads.
 
 use super::error::{Error, Result};
+use super::input::Input;
 use super::resolve::{Resolved, matrix};
-use crate::checkpoint::TensorView;
+use super::tuning::Tuning;
 use crate::package::Part;
 use crate::progress::Progress;
 use crate::quantize::linear::{add_errors, quantize_int4_block, quantize_int8_channel};
-use crate::quantize::{
-    BitPacker, ErrorStats, GroupResult, Grouping, Scheme, Scratch, palettize_group,
-};
+use crate::quantize::{BitPacker, ErrorStats, GroupResult, Grouping, Scheme, Scratch};
 use half::f16;
 use rayon::prelude::*;
 use std::sync::Mutex;
@@ -52,18 +51,20 @@ impl Pool {
     }
 }
 
-/// Streams `view` in the scheme that `resolved` names; returns the error against the checkpoint's values (fp16) or
+/// Streams `input` in the scheme that `resolved` names; returns the error against the checkpoint's values (fp16) or
 /// against the values rounded to fp16 (the other schemes).
 pub(super) fn stream(
-    view: &TensorView<'_>,
+    input: &Input<'_>,
     resolved: &Resolved,
+    tuning: &Tuning,
     buffers: &mut Buffers,
     progress: &dyn Progress,
     sink: Sink<'_>,
 ) -> std::result::Result<ErrorStats, Stopped> {
     let [outputs, inputs] = matrix(&resolved.binding);
     let mut job = Job {
-        view,
+        input,
+        tuning,
         buffers,
         progress,
         sink,
@@ -87,7 +88,8 @@ pub(super) fn stream(
 }
 
 struct Job<'a> {
-    view: &'a TensorView<'a>,
+    input: &'a Input<'a>,
+    tuning: &'a Tuning,
     buffers: &'a mut Buffers,
     progress: &'a dyn Progress,
     sink: Sink<'a>,
@@ -96,7 +98,10 @@ struct Job<'a> {
 impl Job<'_> {
     /// Ranges of at most a tile, each whole multiples of `unit` values.
     fn tiles(&self, unit: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
-        let (len, step) = (self.view.len(), (TILE / unit.max(1)).max(1) * unit.max(1));
+        let (len, step) = (
+            self.input.view.len(),
+            (TILE / unit.max(1)).max(1) * unit.max(1),
+        );
         (0..len)
             .step_by(step)
             .map(move |start| start..len.min(start.saturating_add(step)))
@@ -117,13 +122,13 @@ impl Job<'_> {
                 .par_chunks_mut(STRIP)
                 .zip(values.par_chunks_mut(STRIP))
                 .enumerate();
-            let view = self.view;
+            let input = self.input;
             let strips: Vec<Result<ErrorStats>> = strips
                 .map(|(i, (exact, stored))| {
                     let start = tile.start + i * STRIP;
                     let range = start..start + exact.len();
-                    view.read_f32(range.clone(), exact)?;
-                    view.read_f16(range, stored)?;
+                    input.read_f32(range.clone(), exact)?;
+                    input.read_f16(range, stored)?;
                     let mut stats = ErrorStats::default();
                     for (w, s) in exact.iter().zip(stored.iter()) {
                         stats.add(f64::from(*w), s.to_f64(), 1);
@@ -155,7 +160,7 @@ impl Job<'_> {
             } = &mut *self.buffers;
             values.resize(tile.len(), f16::ZERO);
             codes.resize(tile.len(), 0);
-            let (view, scratch) = (self.view, &*scratch);
+            let (input, tuning, scratch) = (self.input, self.tuning, &*scratch);
             let groups = values
                 .par_chunks_mut(length)
                 .zip(codes.par_chunks_mut(length))
@@ -163,9 +168,11 @@ impl Job<'_> {
             let groups: Vec<Result<GroupResult>> = groups
                 .map(|(i, (group, indices))| {
                     let start = tile.start + i * length;
-                    view.read_f16(start..start + group.len(), group)?;
-                    let result = scratch.with(|s| palettize_group(group, nbits, None, s, indices));
-                    result.map_err(|e| failed(view, start, e))
+                    input.read_f16(start..start + group.len(), group)?;
+                    let place = (start / input.inputs, input.inputs);
+                    let result =
+                        scratch.with(|s| tuning.palettize(group, place, nbits, s, indices));
+                    result.map_err(|e| failed(input, start, e))
                 })
                 .collect();
             for group in groups {
@@ -185,26 +192,39 @@ impl Job<'_> {
         nbits: u8,
         length: usize,
     ) -> std::result::Result<ErrorStats, Stopped> {
+        if self.tuning.moments.is_some() {
+            return Err(Error::LargeGroup {
+                tensor: self.input.view.name.to_string(),
+                length,
+                most: TILE,
+            }
+            .into());
+        }
         let mut total = ErrorStats::default();
         let mut luts: Vec<f16> = Vec::new();
         let mut packer = BitPacker::new(nbits).map_err(|e| self.failed(0, e))?;
         let mut scratch = Scratch::new();
-        for start in (0..self.view.len()).step_by(length) {
-            let group = start..self.view.len().min(start + length);
-            for tile in within(&group) {
+        for start in (0..self.input.view.len()).step_by(length) {
+            let group = start..self.input.view.len().min(start + length);
+            for tile in within(&group, self.input.inputs) {
                 self.read(&tile)?;
-                let added = scratch.histogram.add(&self.buffers.values);
+                let values = &self.buffers.values;
+                let (row, inputs) = (tile.start / self.input.inputs, self.input.inputs);
+                let added = match self.tuning.importance(row, tile.len() / inputs, inputs) {
+                    None => scratch.histogram.add(values),
+                    Some(importance) => scratch.histogram.add_weighted(values, &importance),
+                };
                 added.map_err(|e| self.failed(tile.start, e))?;
             }
             let result = scratch.fit(nbits).map_err(|e| self.failed(start, e))?;
-            for tile in within(&group) {
+            for tile in within(&group, self.input.inputs) {
                 self.read(&tile)?;
                 let Buffers { values, codes, .. } = &mut *self.buffers;
                 codes.resize(tile.len(), 0);
                 let strips = values.par_chunks(STRIP).zip(codes.par_chunks_mut(STRIP));
                 let assigned: std::result::Result<(), _> =
                     strips.map(|(v, c)| scratch.assign(v, c)).collect();
-                assigned.map_err(|e| failed(self.view, tile.start, e))?;
+                assigned.map_err(|e| failed(self.input, tile.start, e))?;
                 self.push_codes(&mut packer, &tile)?;
             }
             total.merge(&result.stats);
@@ -223,13 +243,13 @@ impl Job<'_> {
     ) -> std::result::Result<ErrorStats, Stopped> {
         let mut total = ErrorStats::default();
         let blocks = inputs / block.max(1);
-        let mut scales = vec![f16::ZERO; self.view.len() / block.max(1)];
+        let mut scales = vec![f16::ZERO; self.input.view.len() / block.max(1)];
         let mut packer = BitPacker::new(nbits).map_err(|e| self.failed(0, e))?;
         for tile in self.tiles(inputs) {
             self.read(&tile)?;
             let Buffers { values, codes, .. } = &mut *self.buffers;
             codes.resize(tile.len(), 0);
-            let view = self.view;
+            let input = self.input;
             let first = tile.start / inputs;
             let scales = &mut scales[first * blocks..(tile.end / inputs) * blocks];
             let rows = values
@@ -240,7 +260,7 @@ impl Job<'_> {
             let rows: Vec<Result<ErrorStats>> = rows
                 .map(|(i, ((row, codes), scales))| {
                     linear_row(row, nbits, block, codes, scales)
-                        .map_err(|e| failed(view, tile.start + i * inputs, e))
+                        .map_err(|e| failed(input, tile.start + i * inputs, e))
                 })
                 .collect();
             for stats in rows {
@@ -262,7 +282,7 @@ impl Job<'_> {
         bytes.clear();
         packer
             .push(codes, bytes)
-            .map_err(|e| failed(self.view, tile.start, e))?;
+            .map_err(|e| failed(self.input, tile.start, e))?;
         (self.sink)(Part::Data, bytes)?;
         self.progress.advance(tile.len() as u64);
         Ok(())
@@ -284,38 +304,41 @@ impl Job<'_> {
     fn read(&mut self, tile: &std::ops::Range<usize>) -> Result<()> {
         let values = &mut self.buffers.values;
         values.resize(tile.len(), f16::ZERO);
-        let view = self.view;
+        let input = self.input;
         let strips: Vec<Result<()>> = values
             .par_chunks_mut(STRIP)
             .enumerate()
             .map(|(i, strip)| {
                 let start = tile.start + i * STRIP;
-                Ok(view.read_f16(start..start + strip.len(), strip)?)
+                Ok(input.read_f16(start..start + strip.len(), strip)?)
             })
             .collect();
         strips.into_iter().collect()
     }
 
     fn failed(&self, start: usize, source: crate::quantize::Error) -> Error {
-        failed(self.view, start, source)
+        failed(self.input, start, source)
     }
 }
 
-fn failed(view: &TensorView<'_>, start: usize, source: crate::quantize::Error) -> Error {
+fn failed(input: &Input<'_>, start: usize, source: crate::quantize::Error) -> Error {
     Error::Quantize {
-        tensor: view.name.to_string(),
+        tensor: input.view.name.to_string(),
         start,
         source,
     }
 }
 
-/// The tiles of one large group.
-fn within(group: &std::ops::Range<usize>) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
-    let end = group.end;
+/// The tiles of one large group, each whole rows of `inputs` elements.
+fn within(
+    group: &std::ops::Range<usize>,
+    inputs: usize,
+) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+    let (end, step) = (group.end, (TILE / inputs).max(1) * inputs);
     group
         .clone()
-        .step_by(TILE)
-        .map(move |start| start..end.min(start + TILE))
+        .step_by(step)
+        .map(move |start| start..end.min(start + step))
 }
 
 /// One output channel to integers and scales; int4 as two's complement nibbles, one per byte.

@@ -47,4 +47,17 @@ impl ModelPlan {
         }
         folds
     }
+
+    /// The norm that a projection's output goes through before anything else, with a weight for each of its channels.
+    pub fn norm_behind(&self, layer: &LayerPlan, tensor: &str) -> Option<String> {
+        let prefix = layer.prefix();
+        let norm = match tensor.strip_prefix(&prefix)? {
+            "self_attn.o_proj.weight" => "post_attention_layernorm.weight",
+            "mlp.down_proj.weight" if self.moe.is_some() => "post_feedforward_layernorm_1.weight",
+            "mlp.down_proj.weight" => "post_feedforward_layernorm.weight",
+            "per_layer_projection.weight" => "post_per_layer_input_norm.weight",
+            _ => return None,
+        };
+        Some(format!("{prefix}{norm}"))
+    }
 }

@@ -81,6 +81,14 @@ pub enum Error {
         /// Position of the bin.
         index: usize,
     },
+    /// A byte budget that is too small.
+    #[error("a budget of {budget} bytes: at least {least} are needed")]
+    Budget {
+        /// Bytes of the smallest choices.
+        least: u64,
+        /// The budget.
+        budget: u64,
+    },
     /// Second moments that no inputs have.
     #[error("the {n} x {n} second moments are not positive definite, however much they are damped")]
     NotPositive {

@@ -8,6 +8,7 @@
 //! Palettes are exact: [`kmeans`] finds the optimal 1-D k-means over the histogram of a group's fp16
 //! values, for any group size, any width and any importance.
 
+pub mod budget;
 pub mod compensate;
 pub mod error;
 pub mod fold;

@@ -28,26 +28,29 @@ pub struct Moments {
 }
 
 impl Moments {
-    /// Prepares the symmetric `n x n` matrix `moments`, row-major. The inputs are ordered by their second moment, largest
+    /// Prepares the symmetric `n x n` matrix with these elements. The inputs are ordered by their second moment, largest
     /// first (equal ones as they come), so that those which matter most are quantized while the most others can make up
     /// for them. `damping` times the mean of the diagonal is added to it.
     ///
     /// # Errors
-    /// A length that is not `n * n`, an element that is not finite, or a matrix that is far from positive semidefinite.
-    pub fn new(moments: &[f32], n: usize, damping: f64) -> Result<Self> {
-        if n == 0 || moments.len() != n * n {
-            return Err(Error::Length {
-                what: "second moments",
-                expected: n * n,
-                got: moments.len(),
+    /// No inputs, an element that is not finite, or a matrix that is far from positive semidefinite.
+    pub fn new(
+        n: usize,
+        element: impl Fn(usize, usize) -> f32 + Sync,
+        damping: f64,
+    ) -> Result<Self> {
+        if n == 0 {
+            return Err(Error::Empty);
+        }
+        let bad = |i: usize| (0..n).find(|&j| !element(i, j).is_finite()).map(|j| (i, j));
+        if let Some((i, j)) = (0..n).into_par_iter().find_map_first(bad) {
+            return Err(Error::NotFinite {
+                index: i * n + j,
+                value: element(i, j),
             });
         }
-        if let Some(index) = moments.iter().position(|v| !v.is_finite()) {
-            let value = moments[index];
-            return Err(Error::NotFinite { index, value });
-        }
         let mut order: Vec<u32> = (0..n as u32).collect();
-        let diagonal = |i: u32| moments[i as usize * (n + 1)];
+        let diagonal = |i: u32| element(i as usize, i as usize);
         order.sort_by(|&a, &b| diagonal(b).total_cmp(&diagonal(a)));
         let mean = order.iter().map(|&i| f64::from(diagonal(i))).sum::<f64>() / n as f64;
         // All inputs zero: any weights do; with the unit matrix the nearest ones are taken.
@@ -55,8 +58,8 @@ impl Moments {
         let mut damping = damping.max(f64::EPSILON);
         for _ in 0..DAMPING_TRIES {
             let added = damping * unit;
-            if let Some(factor) = inverse_factor(moments, n, &order, added) {
-                let matrix = ordered(moments, n, &order, added);
+            if let Some(factor) = inverse_factor(&element, n, &order, added) {
+                let matrix = ordered(&element, n, &order, added);
                 return Ok(Moments {
                     n,
                     order,
@@ -99,7 +102,12 @@ impl Moments {
     }
 }
 
-fn ordered(moments: &[f32], n: usize, order: &[u32], added: f64) -> Vec<f32> {
+fn ordered(
+    element: &(impl Fn(usize, usize) -> f32 + Sync),
+    n: usize,
+    order: &[u32],
+    added: f64,
+) -> Vec<f32> {
     let mut out = vec![0f32; n * n];
     out.par_chunks_exact_mut(n)
         .enumerate()
@@ -114,13 +122,20 @@ fn ordered(moments: &[f32], n: usize, order: &[u32], added: f64) -> Vec<f32> {
 }
 
 /// The rows of `U`, each divided by its diagonal element; `None` when the matrix is not positive definite.
-fn inverse_factor(moments: &[f32], n: usize, order: &[u32], added: f64) -> Option<Vec<f32>> {
+fn inverse_factor(
+    element: &(impl Fn(usize, usize) -> f32 + Sync),
+    n: usize,
+    order: &[u32],
+    added: f64,
+) -> Option<Vec<f32>> {
     // With both axes reversed, `R R^T` becomes an ordinary Cholesky factorization.
     let reversed: Vec<u32> = order.iter().rev().copied().collect();
     let mut lower: Vec<f64> = Vec::with_capacity(n * n);
     for (i, &a) in reversed.iter().enumerate() {
-        let from = &moments[a as usize * n..][..n];
-        lower.extend(reversed.iter().map(|&b| f64::from(from[b as usize])));
+        let row = reversed
+            .iter()
+            .map(|&b| f64::from(element(a as usize, b as usize)));
+        lower.extend(row);
         lower[i * n + i] += added;
     }
     cholesky(&mut lower, n)?;
@@ -241,6 +256,12 @@ pub(super) mod tests {
         sums.into_iter().map(|v| v as f32).collect()
     }
 
+    /// Those of a whole matrix, row-major.
+    pub fn of(matrix: &[f32], damping: f64) -> Result<Moments> {
+        let n = matrix.len().isqrt();
+        Moments::new(n, |i, j| matrix[i * n + j], damping)
+    }
+
     /// f32 storage of a factor of a well-conditioned matrix.
     const FACTOR: f64 = 1e-4;
 
@@ -249,7 +270,7 @@ pub(super) mod tests {
         // Two panels and a bit.
         for n in [1, 5, 64, 150] {
             let moments = correlated(n, 4 * n);
-            let prepared = Moments::new(&moments, n, 0.05).unwrap();
+            let prepared = of(&moments, 0.05).unwrap();
             // U = D * unit, D from: H^-1 = U^T U means U H U^T = 1, so with unit rows u_j: u_i H u_j = 0 for i != j.
             let unit = |j: usize| {
                 let mut row = vec![0f64; n];
@@ -282,7 +303,7 @@ pub(super) mod tests {
     #[test]
     fn larger_inputs_come_first_and_the_diagonal_is_damped() {
         let moments = [1.0, 0.0, 0.0, 0.0, 9.0, 0.0, 0.0, 0.0, 2.0];
-        let prepared = Moments::new(&moments, 3, 0.25).unwrap();
+        let prepared = of(&moments, 0.25).unwrap();
         assert_eq!(prepared.order(), [1, 2, 0]);
         assert_eq!(prepared.diagonal(), [2.0, 10.0, 3.0]);
         assert_eq!(prepared.row(0), [10.0, 0.0, 0.0]);
@@ -291,18 +312,17 @@ pub(super) mod tests {
 
     #[test]
     fn what_cannot_be_moments_is_refused() {
-        let error = Moments::new(&[1.0; 5], 2, 0.01).unwrap_err();
-        assert!(matches!(error, Error::Length { .. }), "{error}");
-        let error = Moments::new(&[1.0, f32::NAN, 0.0, 1.0], 2, 0.01).unwrap_err();
+        assert_eq!(of(&[], 0.01).unwrap_err(), Error::Empty);
+        let error = of(&[1.0, f32::NAN, 0.0, 1.0], 0.01).unwrap_err();
         assert!(
             matches!(error, Error::NotFinite { index: 1, .. }),
             "{error}"
         );
-        let error = Moments::new(&[1.0, 90.0, 90.0, 1.0], 2, 0.01).unwrap_err();
+        let error = of(&[1.0, 90.0, 90.0, 1.0], 0.01).unwrap_err();
         assert!(matches!(error, Error::NotPositive { n: 2 }), "{error}");
         // Inputs that never occur, and fewer samples than inputs, are no error.
-        let none = Moments::new(&[0.0; 9], 3, 0.01).unwrap();
+        let none = of(&[0.0; 9], 0.01).unwrap();
         assert_eq!(none.diagonal(), [0.01; 3]);
-        assert!(Moments::new(&correlated(20, 3), 20, 0.01).is_ok());
+        assert!(of(&correlated(20, 3), 0.01).is_ok());
     }
 }
