@@ -112,9 +112,8 @@ fn ordered(
     out.par_chunks_exact_mut(n)
         .enumerate()
         .for_each(|(j, row)| {
-            let from = &moments[order[j] as usize * n..][..n];
             for (to, &k) in row.iter_mut().zip(order) {
-                *to = from[k as usize];
+                *to = element(order[j] as usize, k as usize);
             }
             row[j] = (f64::from(row[j]) + added) as f32;
         });
