@@ -8,6 +8,7 @@ mod error;
 mod experts;
 mod layer;
 pub mod names;
+mod observe;
 mod plan;
 pub mod reference;
 pub mod rope;
@@ -15,5 +16,6 @@ mod weights;
 
 pub use crate::checkpoint::LayerKind;
 pub use error::{Error, Result};
+pub use observe::Observer;
 pub use plan::{HeadGeom, KvRole, LayerPlan, ModelPlan, Moe, MoeCost, Producers};
 pub use rope::RopeSpec;
