@@ -4,6 +4,7 @@
 //! [`package`] → [`bundle`] → [`runtime`]. `docs/architecture.md` says what each module may use.
 
 pub mod bundle;
+pub mod calibrate;
 pub mod checkpoint;
 pub mod cli;
 pub mod convert;

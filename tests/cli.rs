@@ -8,7 +8,8 @@ use std::process::{Command, Output, Stdio};
 use program::*;
 use serde_json::Value;
 
-const VERBS: [&str; 9] = [
+const VERBS: [&str; 10] = [
+    "calibrate",
     "convert",
     "inspect",
     "decode",

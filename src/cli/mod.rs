@@ -3,6 +3,7 @@
 //! stdout carries results only, as tables or (`--format json`) as JSON; progress and notes go to stderr. Exit codes are
 //! those of [`failure::Code`], and 130 after Ctrl-C.
 
+mod calibrate;
 mod compile;
 mod completions;
 mod console;
@@ -54,6 +55,8 @@ struct Cli {
 enum Verb {
     /// Convert a checkpoint to a bundle
     Convert(convert::Args),
+    /// Measure what goes into the linear layers of a checkpoint, for quantizers
+    Calibrate(calibrate::Args),
     /// Show what is in a .safetensors file, a package, a bundle or a recipe
     Inspect(inspect::Args),
     /// Generate text with a bundle on the CPU
@@ -94,6 +97,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> i32 {
     let console = Console::new(cli.format, cli.quiet, cli.verbose);
     let result = match cli.verb {
         Verb::Convert(args) => convert::run(&args, &console),
+        Verb::Calibrate(args) => calibrate::run(&args, &console),
         Verb::Inspect(args) => inspect::run(&args, &console),
         Verb::Decode(args) => decode::run(&args, &console),
         Verb::Parity(args) => parity::run(&args, &console),

@@ -2,7 +2,8 @@
 
 use candle_core::{D, Result, Tensor};
 
-use super::layer::{linear, rms_norm};
+use super::layer::rms_norm;
+use super::observe::Linears;
 
 /// Router, experts and their norms.
 pub(super) struct Experts {
@@ -33,18 +34,26 @@ struct Share {
 impl Experts {
     /// The sum of both branches before the last norm: `mlp`, the output of the dense MLP, and the experts' on the stream
     /// `h` that the MLP was given before its norm. All `[S, hidden]`.
-    pub fn beside(&self, mlp: &Tensor, h: &Tensor, eps: f64) -> Result<Tensor> {
+    pub fn beside(
+        &self,
+        mlp: &Tensor,
+        h: &Tensor,
+        eps: f64,
+        linears: &mut Linears,
+    ) -> Result<Tensor> {
         let dense = rms_norm(mlp, Some(&self.post_mlp_norm), eps)?;
         let x = rms_norm(h, Some(&self.pre_norm), eps)?;
-        let chosen = self.mix(&x, &self.route(h, eps)?)?;
+        let shares = self.route(h, eps, linears)?;
+        let chosen = self.mix(&x, &shares, linears)?;
         dense + rms_norm(&chosen, Some(&self.post_norm), eps)?
     }
 
     /// Which tokens each expert is given. Of equally likely experts the lower one is chosen first.
-    fn route(&self, h: &Tensor, eps: f64) -> Result<Vec<Share>> {
+    fn route(&self, h: &Tensor, eps: f64, linears: &mut Linears) -> Result<Vec<Share>> {
         let z = rms_norm(h, None, eps)?.broadcast_mul(&self.scale)?;
         let z = (z * (h.dim(D::Minus1)? as f64).powf(-0.5))?;
-        let likely = candle_nn::ops::softmax_last_dim(&linear(&z, &self.router)?)?;
+        let scores = linears.apply("router.proj.weight", &z, &self.router)?;
+        let likely = candle_nn::ops::softmax_last_dim(&scores)?;
         let scale = self.per_expert_scale.to_vec1::<f32>()?;
         let mut shares = vec![Share::default(); scale.len()];
         for (row, likely) in (0u32..).zip(likely.to_vec2::<f32>()?) {
@@ -61,7 +70,7 @@ impl Experts {
     }
 
     /// The weighted sum of the chosen experts' outputs.
-    fn mix(&self, x: &Tensor, shares: &[Share]) -> Result<Tensor> {
+    fn mix(&self, x: &Tensor, shares: &[Share], linears: &mut Linears) -> Result<Tensor> {
         let width = self.down.dim(D::Minus1)?;
         let mut sum = x.zeros_like()?;
         for (e, share) in shares.iter().enumerate() {
@@ -71,9 +80,11 @@ impl Experts {
             }
             let rows = Tensor::from_slice(&share.rows, count, x.device())?;
             let weights = Tensor::from_slice(&share.weights, (count, 1), x.device())?;
-            let both = linear(&x.index_select(&rows, 0)?, &self.gate_up.get(e)?)?;
+            let chosen = x.index_select(&rows, 0)?;
+            let both = linears.apply("experts.gate_up_proj", &chosen, &self.gate_up.get(e)?)?;
             let gate = both.narrow(1, 0, width)?.gelu()?;
-            let y = linear(&(gate * both.narrow(1, width, width)?)?, &self.down.get(e)?)?;
+            let gated = (gate * both.narrow(1, width, width)?)?;
+            let y = linears.apply("experts.down_proj", &gated, &self.down.get(e)?)?;
             sum = sum.index_add(&rows, &y.broadcast_mul(&weights)?, 0)?;
         }
         Ok(sum)

@@ -4,6 +4,7 @@ use candle_core::{D, Result, Tensor};
 
 use crate::checkpoint::LayerKind;
 
+use super::observe::Linears;
 use super::plan::LayerPlan;
 use super::weights::{KeyValue, LayerWeights};
 
@@ -29,6 +30,14 @@ pub(super) struct Rotary {
 }
 
 impl Rotary {
+    /// The first `rows` positions.
+    pub fn first(&self, rows: usize) -> Result<Self> {
+        Ok(Self {
+            cos: self.cos.narrow(0, 0, rows)?,
+            sin: self.sin.narrow(0, 0, rows)?,
+        })
+    }
+
     /// Rotates `[S, heads, head_dim]`: dim `i` against dim `i + head_dim / 2`.
     fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let half = x.dim(D::Minus1)? / 2;
@@ -93,12 +102,13 @@ pub(super) fn forward(
     h: &Tensor,
     w: &LayerWeights,
     input: &LayerInput,
+    linears: &mut Linears,
 ) -> Result<(Tensor, Option<KvPair>)> {
     let eps = input.eps;
     let a = rms_norm(h, Some(&w.input_norm), eps)?;
     let own = match &w.kv {
         Some(weights) => {
-            let new = key_value(&a, weights, input)?;
+            let new = key_value(&a, weights, input, linears)?;
             Some(match input.kv {
                 Some(past) => past.append(&new)?,
                 None => new,
@@ -107,34 +117,42 @@ pub(super) fn forward(
         None => None,
     };
     let attended = match own.as_ref().or(input.kv) {
-        Some(kv) => attention(&a, kv, w, input)?,
+        Some(kv) => attention(&a, kv, w, input, linears)?,
         None => candle_core::bail!("layer {} has no K and V", input.plan.index),
     };
-    let o = linear(&attended, &w.o_proj)?;
+    let o = linears.apply("self_attn.o_proj.weight", &attended, &w.o_proj)?;
     let mut h = (h + rms_norm(&o, Some(&w.post_attention_norm), eps)?)?;
 
     let x = rms_norm(&h, Some(&w.pre_feedforward_norm), eps)?;
-    let gated = (linear(&x, &w.gate_proj)?.gelu()? * linear(&x, &w.up_proj)?)?;
-    let mut m = linear(&gated, &w.down_proj)?;
+    let gate = linears.apply("mlp.gate_proj.weight", &x, &w.gate_proj)?;
+    let up = linears.apply("mlp.up_proj.weight", &x, &w.up_proj)?;
+    let gated = (gate.gelu()? * up)?;
+    let mut m = linears.apply("mlp.down_proj.weight", &gated, &w.down_proj)?;
     if let Some(experts) = &w.experts {
-        m = experts.beside(&m, &h, eps)?;
+        m = experts.beside(&m, &h, eps, linears)?;
     }
     h = (h + rms_norm(&m, Some(&w.post_feedforward_norm), eps)?)?;
 
     if let (Some(ple), Some(row)) = (&w.per_layer, &input.per_layer) {
-        let gated = (linear(&h, &ple.gate)?.gelu()? * row)?;
-        let projected = linear(&gated, &ple.projection)?;
+        let gate = linears.apply("per_layer_input_gate.weight", &h, &ple.gate)?;
+        let gated = (gate.gelu()? * row)?;
+        let projected = linears.apply("per_layer_projection.weight", &gated, &ple.projection)?;
         h = (h + rms_norm(&projected, Some(&ple.norm), eps)?)?;
     }
     Ok((h.broadcast_mul(&w.scalar)?, own))
 }
 
 /// K and V of the positions of this pass. Norm before rotation; the value has a norm without weight and no rotation.
-fn key_value(a: &Tensor, w: &KeyValue, input: &LayerInput) -> Result<KvPair> {
+fn key_value(
+    a: &Tensor,
+    w: &KeyValue,
+    input: &LayerInput,
+    linears: &mut Linears,
+) -> Result<KvPair> {
     let heads = |x: Tensor| x.reshape((a.dim(0)?, input.plan.kv_heads, input.plan.head_dim));
-    let raw_k = heads(linear(a, &w.k_proj)?)?;
+    let raw_k = heads(linears.apply("self_attn.k_proj.weight", a, &w.k_proj)?)?;
     let raw_v = match &w.v_proj {
-        Some(v_proj) => heads(linear(a, v_proj)?)?,
+        Some(v_proj) => heads(linears.apply("self_attn.v_proj.weight", a, v_proj)?)?,
         None => raw_k.clone(),
     };
     let k = input
@@ -148,11 +166,18 @@ fn key_value(a: &Tensor, w: &KeyValue, input: &LayerInput) -> Result<KvPair> {
 }
 
 /// Attention with scale 1, `[S, q_heads * head_dim]`. K/V head j serves the query heads `j * group..(j + 1) * group`.
-fn attention(a: &Tensor, kv: &KvPair, w: &LayerWeights, input: &LayerInput) -> Result<Tensor> {
+fn attention(
+    a: &Tensor,
+    kv: &KvPair,
+    w: &LayerWeights,
+    input: &LayerInput,
+    linears: &mut Linears,
+) -> Result<Tensor> {
     let (rows, d, heads) = (a.dim(0)?, input.plan.head_dim, input.q_heads);
     let (kv_heads, keys) = (input.plan.kv_heads, kv.len()?);
     let group = heads / kv_heads;
-    let q = linear(a, &w.q_proj)?.reshape((rows, heads, d))?;
+    let q = linears.apply("self_attn.q_proj.weight", a, &w.q_proj)?;
+    let q = q.reshape((rows, heads, d))?;
     let q = input
         .rotary
         .apply(&rms_norm(&q, Some(&w.q_norm), input.eps)?)?;

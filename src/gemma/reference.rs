@@ -4,6 +4,8 @@
 //! `dtype=float32` and eager attention. Layers are kept in memory when they fit [`RESIDENT_BYTES`], and are read from the
 //! checkpoint on every pass otherwise; the head is read a block of rows at a time.
 
+mod layerwise;
+
 use candle_core::Tensor;
 
 use crate::checkpoint::{Checkpoint, LayerKind};
@@ -11,9 +13,12 @@ use crate::checkpoint::{Checkpoint, LayerKind};
 use super::error::{Error, Result};
 use super::layer::{self, KvPair, LayerInput, Rotary};
 use super::names::{self, EMBED};
+use super::observe::{Linears, Observer};
 use super::plan::{KvRole, LayerPlan, ModelPlan};
 use super::rope;
 use super::weights::{self, LayerWeights};
+
+pub use layerwise::Layerwise;
 
 /// Layers (or a head) up to so many bytes in f32 stay in memory.
 pub const RESIDENT_BYTES: usize = 2 << 30;
@@ -82,6 +87,33 @@ pub struct Reference<'a> {
 struct PerLayerProjection {
     projection: Tensor,
     norm: Tensor,
+}
+
+/// What the layers of a pass over some positions share.
+struct Pass {
+    /// The first position.
+    start: usize,
+    /// `[S, L, D]`, where there are per-layer embeddings.
+    per_layer: Option<Tensor>,
+    /// Of sliding and of full layers.
+    rotary: [Rotary; 2],
+}
+
+/// A layer's weights, kept in memory or read for one use.
+enum Weights<'w> {
+    Resident(&'w LayerWeights),
+    Read(Box<LayerWeights>),
+}
+
+impl std::ops::Deref for Weights<'_> {
+    type Target = LayerWeights;
+
+    fn deref(&self) -> &LayerWeights {
+        match self {
+            Self::Resident(weights) => weights,
+            Self::Read(weights) => weights,
+        }
+    }
 }
 
 impl<'a> Reference<'a> {
@@ -157,8 +189,12 @@ impl<'a> Reference<'a> {
     pub fn forward(&self, ids: &[u32], cache: &mut Cache, keep: Keep) -> Result<ReferenceOutput> {
         self.check_input(ids, cache)?;
         let (plan, start) = (&self.plan, cache.position);
-        let mut h = self.rows(Table::Embedding, ids, plan.hidden)?;
-        let per_layer = self.per_layer_input(ids, &h)?;
+        let (mut h, per_layer) = self.embed(ids, None)?;
+        let pass = Pass {
+            start,
+            per_layer,
+            rotary: self.rotaries(start, ids.len())?,
+        };
         let mut hidden = Vec::new();
         let mut keep_state = |h: &Tensor| -> Result<()> {
             if keep.hidden {
@@ -167,38 +203,14 @@ impl<'a> Reference<'a> {
             Ok(())
         };
         keep_state(&h)?;
-        let rotary =
-            [LayerKind::Sliding, LayerKind::Full].map(|kind| self.rotary(kind, start, ids.len()));
-        let [sliding, full] = rotary;
-        let (sliding, full) = (sliding?, full?);
         let mut pairs: Vec<Option<KvPair>> = vec![None; plan.layers.len()];
         for layer in &plan.layers {
             let kv = match layer.kv {
                 KvRole::Own { .. } => cache.layers[layer.index].as_ref(),
                 KvRole::Shared { source } => pairs[source].as_ref(),
             };
-            let input = LayerInput {
-                plan: layer,
-                q_heads: plan.q_heads,
-                eps: plan.eps,
-                rotary: match layer.kind {
-                    LayerKind::Sliding => &sliding,
-                    LayerKind::Full => &full,
-                },
-                kv,
-                per_layer: per_layer_of(&per_layer, layer)?,
-                start,
-                window: plan.window,
-            };
-            let (next, own) = match self.layers.get(layer.index) {
-                Some(weights) => layer::forward(&h, weights, &input),
-                None => layer::forward(
-                    &h,
-                    &LayerWeights::load(self.checkpoint, plan, layer)?,
-                    &input,
-                ),
-            }
-            .map_err(in_layer(layer))?;
+            let weights = self.weights(layer)?;
+            let (next, own) = self.layer(layer, &weights, &pass, &h, kv, None)?;
             pairs[layer.index] = own;
             h = next;
             keep_state(&h)?;
@@ -220,23 +232,76 @@ impl<'a> Reference<'a> {
     }
 
     fn check_input(&self, ids: &[u32], cache: &Cache) -> Result<()> {
-        if ids.is_empty() {
-            return Err(Error::NoTokens);
-        }
         if cache.layers.len() != self.plan.layers.len() {
             return Err(Error::WrongCache {
                 expected: self.plan.layers.len(),
                 got: cache.layers.len(),
             });
         }
+        self.check_ids(ids, cache.position)
+    }
+
+    /// At least one id, all in the vocabulary; `start` is the position of the first.
+    fn check_ids(&self, ids: &[u32], start: usize) -> Result<()> {
+        if ids.is_empty() {
+            return Err(Error::NoTokens);
+        }
         match ids.iter().position(|id| *id as usize >= self.plan.vocab) {
             Some(position) => Err(Error::TokenId {
                 id: ids[position],
-                position: cache.position + position,
+                position: start + position,
                 vocab: self.plan.vocab,
             }),
             None => Ok(()),
         }
+    }
+
+    /// The scaled embedding `[S, hidden]`, and the per-layer inputs `[S, L, D]` where there are any.
+    fn embed(
+        &self,
+        ids: &[u32],
+        observer: Option<&mut dyn Observer>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let h = self.rows(Table::Embedding, ids, self.plan.hidden)?;
+        let per_layer = self.per_layer_input(ids, &h, &mut Linears::new("", observer))?;
+        Ok((h, per_layer))
+    }
+
+    /// A layer's weights, from memory or from the checkpoint.
+    fn weights(&self, layer: &LayerPlan) -> Result<Weights<'_>> {
+        match self.layers.get(layer.index) {
+            Some(weights) => Ok(Weights::Resident(weights)),
+            None => LayerWeights::load(self.checkpoint, &self.plan, layer)
+                .map(|weights| Weights::Read(Box::new(weights))),
+        }
+    }
+
+    /// One layer of a pass over the stream `h`. `kv` as in [`LayerInput`].
+    fn layer(
+        &self,
+        layer: &LayerPlan,
+        weights: &LayerWeights,
+        pass: &Pass,
+        h: &Tensor,
+        kv: Option<&KvPair>,
+        observer: Option<&mut dyn Observer>,
+    ) -> Result<(Tensor, Option<KvPair>)> {
+        let [sliding, full] = &pass.rotary;
+        let input = LayerInput {
+            plan: layer,
+            q_heads: self.plan.q_heads,
+            eps: self.plan.eps,
+            rotary: match layer.kind {
+                LayerKind::Sliding => sliding,
+                LayerKind::Full => full,
+            },
+            kv,
+            per_layer: per_layer_of(&pass.per_layer, layer)?,
+            start: pass.start,
+            window: self.plan.window,
+        };
+        let mut linears = Linears::new(layer.prefix(), observer);
+        layer::forward(h, weights, &input, &mut linears).map_err(in_layer(layer))
     }
 
     /// Scaled rows of a table, `[S, width]`.
@@ -257,20 +322,34 @@ impl<'a> Reference<'a> {
     }
 
     /// `[S, L, D]`: projection of the embedding and the token's own rows, or `None` without per-layer embeddings.
-    fn per_layer_input(&self, ids: &[u32], h: &Tensor) -> Result<Option<Tensor>> {
+    fn per_layer_input(
+        &self,
+        ids: &[u32],
+        h: &Tensor,
+        linears: &mut Linears,
+    ) -> Result<Option<Tensor>> {
         let Some(weights) = &self.per_layer else {
             return Ok(None);
         };
         let plan = &self.plan;
         let shape = (ids.len(), plan.layers.len(), plan.ple_dim);
         let tokens = self.rows(Table::PerLayer, ids, plan.layers.len() * plan.ple_dim)?;
-        let sum = || {
-            let projected = (layer::linear(h, &weights.projection)? * plan.ple_projection_scale)?;
+        let mut sum = || {
+            let projected = linears.apply(names::PER_LAYER_PROJECTION, h, &weights.projection)?;
+            let projected = (projected * plan.ple_projection_scale)?;
             let context =
                 layer::rms_norm(&projected.reshape(shape)?, Some(&weights.norm), plan.eps)?;
             (context + tokens.reshape(shape)?)? * plan.ple_combine_scale
         };
         sum().map(Some).map_err(compute("per-layer input"))
+    }
+
+    /// Of sliding and of full layers.
+    fn rotaries(&self, start: usize, rows: usize) -> Result<[Rotary; 2]> {
+        Ok([
+            self.rotary(LayerKind::Sliding, start, rows)?,
+            self.rotary(LayerKind::Full, start, rows)?,
+        ])
     }
 
     fn rotary(&self, kind: LayerKind, start: usize, rows: usize) -> Result<Rotary> {
