@@ -5,7 +5,7 @@ use crate::gemma::ModelPlan;
 use crate::graph::{ChunkSpec, WeightBinding, chunk_weights, packages};
 use crate::mil::DType;
 use crate::package::Storage;
-use crate::quantize::{Grouping, Scheme};
+use crate::quantize::{Grouping, PaletteForm, Scheme};
 use crate::recipe::{Candidate, Recipe};
 
 /// One weight of one package with the scheme it is stored in.
@@ -156,17 +156,21 @@ fn storage(binding: &WeightBinding, scheme: Scheme) -> Storage {
     let outputs = shape.first().copied().unwrap_or(1);
     match scheme {
         Scheme::Fp16 => Storage::Dense,
-        Scheme::Palette { nbits, group } => {
+        Scheme::Palette { nbits, group, form } => {
             let groups = match group {
                 Grouping::Tensor => 1,
                 Grouping::Channels(n) => outputs / n.max(1),
             };
+            let (vector, vector_axis) = match form {
+                PaletteForm::Scalar => (1, None),
+                PaletteForm::Vector(size) => (size, Some(0)),
+            };
             let mut lut_shape = ones(groups, 1);
-            lut_shape.extend([1 << nbits, 1]);
+            lut_shape.extend([1 << nbits, vector]);
             Storage::Palette {
                 nbits,
                 lut_shape,
-                vector_axis: None,
+                vector_axis,
             }
         }
         Scheme::Int8Channel => Storage::Blockwise {

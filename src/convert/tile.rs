@@ -10,7 +10,7 @@ use crate::package::Part;
 use crate::progress::Progress;
 use crate::quantize::linear::{add_errors, quantize_int4_block, quantize_int8_channel};
 use crate::quantize::{
-    BitPacker, ErrorStats, GroupResult, Grouping, Scheme, Scratch, palettize_group,
+    BitPacker, ErrorStats, GroupResult, Grouping, PaletteForm, Scheme, Scratch, palettize_group,
 };
 use half::f16;
 use rayon::prelude::*;
@@ -19,7 +19,7 @@ use std::sync::Mutex;
 /// Values of a tensor in memory at a time. With 4 bytes of f32, 2 of fp16 and 1 of index each, a tile is 14 MB.
 pub(super) const TILE: usize = 1 << 21;
 /// Values one task works on where there are no groups.
-const STRIP: usize = 1 << 16;
+pub(super) const STRIP: usize = 1 << 16;
 
 /// Why a stream stopped: an [`Error`] of ours or the sink's I/O error.
 pub(super) type Stopped = Box<dyn std::error::Error + Send + Sync>;
@@ -30,18 +30,18 @@ pub(super) type Sink<'a> = &'a mut dyn FnMut(Part, &[u8]) -> std::io::Result<()>
 #[derive(Default)]
 pub(super) struct Buffers {
     floats: Vec<f32>,
-    values: Vec<f16>,
-    codes: Vec<u8>,
+    pub values: Vec<f16>,
+    pub codes: Vec<u8>,
     bytes: Vec<u8>,
-    scratch: Pool,
+    pub scratch: Pool,
 }
 
 /// Palettizer buffers, one per task at work.
 #[derive(Default)]
-struct Pool(Mutex<Vec<Scratch>>);
+pub(super) struct Pool(Mutex<Vec<Scratch>>);
 
 impl Pool {
-    fn with<T>(&self, work: impl FnOnce(&mut Scratch) -> T) -> T {
+    pub fn with<T>(&self, work: impl FnOnce(&mut Scratch) -> T) -> T {
         let taken = self.0.lock().ok().and_then(|mut free| free.pop());
         let mut scratch = taken.unwrap_or_default();
         let result = work(&mut scratch);
@@ -70,15 +70,18 @@ pub(super) fn stream(
     };
     match resolved.scheme {
         Scheme::Fp16 => job.fp16(),
-        Scheme::Palette { nbits, group } => {
+        Scheme::Palette { nbits, group, form } => {
             let length = match group {
                 Grouping::Tensor => outputs * inputs,
                 Grouping::Channels(n) => n * inputs,
             };
-            if length > TILE {
-                job.large_groups(nbits, length)
-            } else {
-                job.groups(nbits, length)
+            match form {
+                PaletteForm::Scalar if length > TILE => job.large_groups(nbits, length),
+                PaletteForm::Scalar => job.groups(nbits, length),
+                PaletteForm::Vector(size) if length > TILE => {
+                    job.large_vector_groups((nbits, size), length, inputs)
+                }
+                PaletteForm::Vector(size) => job.vector_groups((nbits, size), length, inputs),
             }
         }
         Scheme::Int8Channel => job.linear(8, inputs, inputs),
@@ -86,20 +89,17 @@ pub(super) fn stream(
     }
 }
 
-struct Job<'a> {
-    view: &'a TensorView<'a>,
-    buffers: &'a mut Buffers,
+pub(super) struct Job<'a> {
+    pub view: &'a TensorView<'a>,
+    pub buffers: &'a mut Buffers,
     progress: &'a dyn Progress,
     sink: Sink<'a>,
 }
 
 impl Job<'_> {
     /// Ranges of at most a tile, each whole multiples of `unit` values.
-    fn tiles(&self, unit: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
-        let (len, step) = (self.view.len(), (TILE / unit.max(1)).max(1) * unit.max(1));
-        (0..len)
-            .step_by(step)
-            .map(move |start| start..len.min(start.saturating_add(step)))
+    pub fn tiles(&self, unit: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+        within(&(0..self.view.len()), unit)
     }
 
     fn fp16(&mut self) -> std::result::Result<ErrorStats, Stopped> {
@@ -191,13 +191,13 @@ impl Job<'_> {
         let mut scratch = Scratch::new();
         for start in (0..self.view.len()).step_by(length) {
             let group = start..self.view.len().min(start + length);
-            for tile in within(&group) {
+            for tile in within(&group, 1) {
                 self.read(&tile)?;
                 let added = scratch.histogram.add(&self.buffers.values);
                 added.map_err(|e| self.failed(tile.start, e))?;
             }
             let result = scratch.fit(nbits).map_err(|e| self.failed(start, e))?;
-            for tile in within(&group) {
+            for tile in within(&group, 1) {
                 self.read(&tile)?;
                 let Buffers { values, codes, .. } = &mut *self.buffers;
                 codes.resize(tile.len(), 0);
@@ -253,7 +253,7 @@ impl Job<'_> {
     }
 
     /// Packs the codes of a tile and passes them on.
-    fn push_codes(
+    pub fn push_codes(
         &mut self,
         packer: &mut BitPacker,
         tile: &std::ops::Range<usize>,
@@ -269,7 +269,12 @@ impl Job<'_> {
     }
 
     /// The last bits of the data, then its look-up tables or scales.
-    fn finish(&mut self, mut packer: BitPacker, part: Part, values: &[f16]) -> std::io::Result<()> {
+    pub fn finish(
+        &mut self,
+        mut packer: BitPacker,
+        part: Part,
+        values: &[f16],
+    ) -> std::io::Result<()> {
         let bytes = &mut self.buffers.bytes;
         bytes.clear();
         packer.finish(bytes);
@@ -281,7 +286,7 @@ impl Job<'_> {
     }
 
     /// Reads a tile into `values` on all threads.
-    fn read(&mut self, tile: &std::ops::Range<usize>) -> Result<()> {
+    pub fn read(&mut self, tile: &std::ops::Range<usize>) -> Result<()> {
         let values = &mut self.buffers.values;
         values.resize(tile.len(), f16::ZERO);
         let view = self.view;
@@ -296,12 +301,12 @@ impl Job<'_> {
         strips.into_iter().collect()
     }
 
-    fn failed(&self, start: usize, source: crate::quantize::Error) -> Error {
+    pub fn failed(&self, start: usize, source: crate::quantize::Error) -> Error {
         failed(self.view, start, source)
     }
 }
 
-fn failed(view: &TensorView<'_>, start: usize, source: crate::quantize::Error) -> Error {
+pub(super) fn failed(view: &TensorView<'_>, start: usize, source: crate::quantize::Error) -> Error {
     Error::Quantize {
         tensor: view.name.to_string(),
         start,
@@ -309,13 +314,16 @@ fn failed(view: &TensorView<'_>, start: usize, source: crate::quantize::Error) -
     }
 }
 
-/// The tiles of one large group.
-fn within(group: &std::ops::Range<usize>) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
-    let end = group.end;
+/// The tiles of one large group, each whole multiples of `unit` values.
+pub(super) fn within(
+    group: &std::ops::Range<usize>,
+    unit: usize,
+) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+    let (end, step) = (group.end, (TILE / unit.max(1)).max(1) * unit.max(1));
     group
         .clone()
-        .step_by(TILE)
-        .map(move |start| start..end.min(start + TILE))
+        .step_by(step)
+        .map(move |start| start..end.min(start.saturating_add(step)))
 }
 
 /// One output channel to integers and scales; int4 as two's complement nibbles, one per byte.

@@ -10,8 +10,8 @@ use super::kmeans::{Solver, clusters, mean};
 use super::scheme::PALETTE_BITS;
 use super::stats::ErrorStats;
 
-/// A look-up table of `2^nbits` fp16 values: ascending, then zeros for entries without a cluster,
-/// as coremltools writes it.
+/// A look-up table of `2^nbits` entries: ascending, then zeros for entries without a cluster, as
+/// coremltools writes it. An entry is an fp16 value, or a vector of them.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Lut {
     entries: Vec<f16>,
@@ -19,7 +19,11 @@ pub struct Lut {
 }
 
 impl Lut {
-    /// Every entry, `2^nbits`.
+    pub(super) fn new(entries: Vec<f16>, used: usize) -> Self {
+        Lut { entries, used }
+    }
+
+    /// The values of every entry, `2^nbits` of them, one after the other.
     pub fn entries(&self) -> &[f16] {
         &self.entries
     }

@@ -6,7 +6,7 @@ use gemma_coreml::checkpoint::Checkpoint;
 use gemma_coreml::evaluate::{RowSource, open_decoder};
 use gemma_coreml::gemma::{ModelPlan, rope};
 use gemma_coreml::package::{Binding, Package, ReadOp, ReadValue};
-use gemma_coreml::quantize::{Scratch, palettize_group};
+use gemma_coreml::quantize::{Scratch, palettize_group, palettize_vectors};
 use gemma_coreml::runtime::{DecodeOptions, Precision};
 use half::f16;
 use std::path::Path;
@@ -43,16 +43,20 @@ pub fn unpacked(op: &ReadOp) -> Vec<f32> {
         "constexpr_lut_to_dense" => {
             let (indices, lut) = (argument(op, "indices"), argument(op, "lut"));
             let lut_shape = lut.ty().shape;
-            let entries = lut_shape[lut_shape.len() - 2];
+            let [entries, vector] = lut_shape[lut_shape.len() - 2..] else {
+                panic!("{lut_shape:?}");
+            };
             let nbits = entries.trailing_zeros() as usize;
             let group = count / lut_shape[0];
             let lut = halves(&lut.bytes());
-            let indices = bits(&indices.bytes(), nbits, count);
-            indices
-                .iter()
-                .enumerate()
-                .map(|(i, &x)| lut[i / group * entries + usize::from(x)])
-                .collect()
+            let indices = bits(&indices.bytes(), nbits, count / vector);
+            // Vectors lie along the output channels.
+            let value = |i: usize| {
+                let (row, column) = (i / per_row, i % per_row);
+                let index = indices[row / vector * per_row + column];
+                lut[(i / group * entries + usize::from(index)) * vector + row % vector]
+            };
+            (0..count).map(value).collect()
         }
         "constexpr_blockwise_shift_scale" => {
             let (data, scale) = (argument(op, "data"), argument(op, "scale"));
@@ -105,30 +109,41 @@ fn expected(values: &[f16], outputs: usize, scheme: &str) -> Vec<f32> {
     if let Some(block) = scheme.strip_prefix("int4-block") {
         return integer(7.0, block.parse().unwrap());
     }
-    let (nbits, group) = scheme
-        .strip_prefix("palette")
-        .unwrap()
-        .split_once('-')
-        .unwrap();
-    let group = match group {
+    let mut fields = scheme.strip_prefix("palette").unwrap().split('-');
+    let nbits: u8 = fields.next().unwrap().parse().unwrap();
+    let group = match fields.next().unwrap() {
         "tensor" => values.len(),
         g => g.strip_prefix('g').unwrap().parse::<usize>().unwrap() * inputs,
     };
+    if let Some(form) = fields.next() {
+        return values
+            .chunks(group)
+            .flat_map(|group| expected_form(group, inputs, nbits, form))
+            .collect();
+    }
     let (mut scratch, mut indices) = (Scratch::new(), vec![0; group]);
     let mut out = Vec::new();
     for group in values.chunks(group) {
-        let result = palettize_group(
-            group,
-            nbits.parse().unwrap(),
-            None,
-            &mut scratch,
-            &mut indices,
-        )
-        .unwrap();
+        let result = palettize_group(group, nbits, None, &mut scratch, &mut indices).unwrap();
         let lut = result.lut.entries();
         out.extend(indices.iter().map(|&i| lut[usize::from(i)].to_f32()));
     }
     out
+}
+
+/// A group of a palette whose scheme ends in `form`.
+fn expected_form(group: &[f16], inputs: usize, nbits: u8, form: &str) -> Vec<f32> {
+    let vector: usize = form.strip_prefix('v').unwrap().parse().unwrap();
+    let (mut scratch, mut indices) = (Scratch::new(), vec![0; group.len() / vector]);
+    let shape = (nbits, vector);
+    let result = palettize_vectors(group, inputs, shape, None, &mut scratch, &mut indices);
+    let result = result.unwrap();
+    let value = |i: usize| {
+        let (row, column) = (i / inputs, i % inputs);
+        let index = usize::from(indices[row / vector * inputs + column]);
+        result.lut.entries()[index * vector + row % vector].to_f32()
+    };
+    (0..group.len()).map(value).collect()
 }
 
 fn op<'a>(package: &'a Package, tensor: &str) -> &'a ReadOp {
@@ -203,7 +218,13 @@ fn packages_hold_the_quantized_checkpoint() {
 #[test]
 fn other_palettes_are_in_the_packages_and_decode() {
     let model = fixture("nano");
-    for scheme in ["palette1-g32", "palette1-tensor", "palette3-g8"] {
+    for scheme in [
+        "palette1-g32",
+        "palette1-tensor",
+        "palette3-g8",
+        "palette4-g8-v4",
+        "palette3-tensor-v2",
+    ] {
         let mut recipe = gemma_coreml::recipe::Recipe::builtin("swa4-int4").unwrap();
         recipe.quantize.default = scheme.parse().unwrap();
         recipe.quantize.otherwise = None;
