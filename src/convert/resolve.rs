@@ -5,6 +5,7 @@ use crate::gemma::ModelPlan;
 use crate::graph::{ChunkSpec, WeightBinding, chunk_weights, packages};
 use crate::mil::DType;
 use crate::package::Storage;
+use crate::quantize::sparse::kept;
 use crate::quantize::{Grouping, PaletteForm, Scheme};
 use crate::recipe::{Candidate, Recipe};
 
@@ -162,15 +163,27 @@ fn storage(binding: &WeightBinding, scheme: Scheme) -> Storage {
                 Grouping::Channels(n) => outputs / n.max(1),
             };
             let (vector, vector_axis) = match form {
-                PaletteForm::Scalar => (1, None),
                 PaletteForm::Vector(size) => (size, Some(0)),
+                _ => (1, None),
             };
             let mut lut_shape = ones(groups, 1);
             lut_shape.extend([1 << nbits, vector]);
-            Storage::Palette {
-                nbits,
-                lut_shape,
-                vector_axis,
+            match form {
+                PaletteForm::Scalar | PaletteForm::Vector(_) => Storage::Palette {
+                    nbits,
+                    lut_shape,
+                    vector_axis,
+                },
+                PaletteForm::Sparse(percent) => {
+                    let length = shape.iter().product::<usize>() / groups.max(1);
+                    Storage::PaletteSparse {
+                        nbits,
+                        lut_shape,
+                        vector_axis,
+                        nonzero: groups * kept(length, percent),
+                    }
+                }
+                PaletteForm::Lut8 => Storage::PaletteInt8 { nbits, lut_shape },
             }
         }
         Scheme::Int8Channel => Storage::Blockwise {

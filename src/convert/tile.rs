@@ -32,7 +32,7 @@ pub(super) struct Buffers {
     floats: Vec<f32>,
     pub values: Vec<f16>,
     pub codes: Vec<u8>,
-    bytes: Vec<u8>,
+    pub bytes: Vec<u8>,
     pub scratch: Pool,
 }
 
@@ -82,6 +82,11 @@ pub(super) fn stream(
                     job.large_vector_groups((nbits, size), length, inputs)
                 }
                 PaletteForm::Vector(size) => job.vector_groups((nbits, size), length, inputs),
+                PaletteForm::Sparse(percent) if length > TILE => {
+                    job.large_sparse_groups((nbits, percent), length)
+                }
+                PaletteForm::Sparse(percent) => job.sparse_groups((nbits, percent), length),
+                PaletteForm::Lut8 => job.scaled_groups(nbits, length),
             }
         }
         Scheme::Int8Channel => job.linear(8, inputs, inputs),
@@ -92,8 +97,8 @@ pub(super) fn stream(
 pub(super) struct Job<'a> {
     pub view: &'a TensorView<'a>,
     pub buffers: &'a mut Buffers,
-    progress: &'a dyn Progress,
-    sink: Sink<'a>,
+    pub progress: &'a dyn Progress,
+    pub sink: Sink<'a>,
 }
 
 impl Job<'_> {

@@ -11,7 +11,8 @@ pub enum Error {
     /// The text is not a weight scheme.
     #[error(
         "unknown scheme \"{text}\": {reason}; expected fp16, palette{{1,2,3,4,6,8}}-g<channels>, \
-         palette{{1,2,3,4,6,8}}-tensor, either with -v2 or -v4, int8-channel or int4-block<size>"
+         palette{{1,2,3,4,6,8}}-tensor, either with -v2, -v4, \
+         -sparse<percent> or -lut8, int8-channel or int4-block<size>"
     )]
     Scheme {
         /// What was given.

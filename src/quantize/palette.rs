@@ -94,6 +94,17 @@ impl Scratch {
         Ok(self.assign_bins(lut))
     }
 
+    /// Assigns what was collected to a table that is there, whose used entries ascend, and empties the
+    /// histogram.
+    pub fn assign_to(&mut self, lut: Lut) -> Result<GroupResult> {
+        self.histogram.collect(&mut self.bins);
+        self.histogram.clear();
+        if self.bins.bits.is_empty() || lut.used == 0 {
+            return Err(Error::Empty);
+        }
+        Ok(self.assign_bins(lut))
+    }
+
     /// Indices of `values`, all of which were in the histogram last fitted.
     pub fn assign(&self, values: &[f16], indices: &mut [u8]) -> Result<()> {
         if indices.len() != values.len() {

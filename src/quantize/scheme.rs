@@ -31,6 +31,11 @@ pub enum PaletteForm {
     /// Written `-v2`, `-v4`: an entry is that many weights of consecutive output channels at the same
     /// input, and so is what an index stands for (coremltools: `cluster_dim`).
     Vector(usize),
+    /// Written `-sparse50`: that percentage of the weights that share a table, rounded down and the smallest
+    /// first, are zero, 1 to 99; the others have an index.
+    Sparse(u8),
+    /// Written `-lut8`: entries are int8, with one fp16 scale for all tables of the tensor.
+    Lut8,
 }
 
 /// How the weights of one tensor are stored. Written `fp16`, `palette4-g32`, `palette4-tensor`,
@@ -106,6 +111,8 @@ impl fmt::Display for Scheme {
                 match form {
                     PaletteForm::Scalar => Ok(()),
                     PaletteForm::Vector(size) => write!(f, "-v{size}"),
+                    PaletteForm::Sparse(percent) => write!(f, "-sparse{percent}"),
+                    PaletteForm::Lut8 => f.write_str("-lut8"),
                 }
             }
             Scheme::Int8Channel => f.write_str("int8-channel"),
@@ -161,6 +168,16 @@ impl FromStr for Scheme {
 
 /// The form that stands behind the grouping; at most one.
 fn palette_form(text: &str) -> std::result::Result<PaletteForm, &'static str> {
+    if text == "lut8" {
+        return Ok(PaletteForm::Lut8);
+    }
+    if let Some(percent) = text.strip_prefix("sparse") {
+        let percent = positive(percent).and_then(|n| u8::try_from(n).ok());
+        return match percent.filter(|n| *n < 100) {
+            Some(percent) => Ok(PaletteForm::Sparse(percent)),
+            None => Err("sparse is 1 to 99 percent"),
+        };
+    }
     if let Some(size) = text.strip_prefix('v') {
         let size = positive(size).filter(|size| VECTOR_SIZES.contains(size));
         return match size {
@@ -168,7 +185,7 @@ fn palette_form(text: &str) -> std::result::Result<PaletteForm, &'static str> {
             None => Err("vectors have 2 or 4 weights"),
         };
     }
-    Err("no such form of a palette")
+    Err("a palette has one of the forms -v2, -v4, -sparse<percent>, -lut8, or none")
 }
 
 /// A plain decimal above zero: no sign, no leading zero, so that printing gives the text back.
@@ -256,6 +273,9 @@ mod tests {
             "palette8-g16",
             "palette6-g32-v2",
             "palette8-tensor-v4",
+            "palette4-g32-sparse1",
+            "palette2-tensor-sparse99",
+            "palette4-g32-lut8",
             "int8-channel",
             "int4-block32",
         ] {
@@ -280,6 +300,12 @@ mod tests {
             ("palette4-g32-v", "vectors"),
             ("palette4-g32-v2-v2", "vectors"),
             ("palette4-tensor-w2", "form"),
+            ("palette4-tensor-sparse", "percent"),
+            ("palette4-tensor-sparse0", "percent"),
+            ("palette4-tensor-sparse100", "percent"),
+            ("palette4-tensor-sparse050", "percent"),
+            ("palette4-tensor-lut4", "form"),
+            ("palette4-g32-lut8-v2", "form"),
             ("palette4-g", "group size"),
             ("palette+4-g32", "bits"),
             ("int4-block", "block size"),
