@@ -56,9 +56,22 @@ pub enum Error {
         /// Which axis does not divide.
         source: crate::quantize::Error,
     },
-    /// Error compensation works on whole groups in memory.
+    /// A key of the recipe that does nothing for a scheme.
     #[error(
-        "tensor {tensor}: a palette for {length} weights cannot be compensated, at most {most}\n\
+        "tensor {tensor}: `{key}` is not for {scheme}\n\
+         hint: give the tensor another scheme with a rule, or leave `{key}` out"
+    )]
+    NotForScheme {
+        /// HF name.
+        tensor: String,
+        /// Its scheme.
+        scheme: crate::quantize::Scheme,
+        /// The key.
+        key: &'static str,
+    },
+    /// Error compensation, and importance of vectors and pruned weights, work on whole groups in memory.
+    #[error(
+        "tensor {tensor}: a palette for {length} weights cannot be tuned this way, at most {most}\n\
          hint: give it groups of channels with a rule"
     )]
     LargeGroup {

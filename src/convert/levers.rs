@@ -8,7 +8,7 @@ use crate::calibrate::Stats;
 use crate::checkpoint::Checkpoint;
 use crate::gemma::{Fold, LayerPlan, ModelPlan};
 use crate::quantize::fold::{CANDIDATES, factors};
-use crate::quantize::{Grouping, Moments, Scheme, Scratch};
+use crate::quantize::{Grouping, Moments, PaletteForm, Scheme, Scratch};
 use crate::recipe::QuantRules;
 use half::f16;
 use rayon::prelude::*;
@@ -93,13 +93,24 @@ impl<'a> Levers<'a> {
         };
         let factors = facts.factors(tensor);
         let rows = facts.rows(tensor, &factors);
-        if !matches!(weight.scheme, Scheme::Palette { .. }) {
+        let Scheme::Palette { form, .. } = weight.scheme else {
             return Ok((factors, Tuning::default()));
-        }
+        };
+        let does_not = |key: &'static str| Error::NotForScheme {
+            tensor: tensor.clone(),
+            scheme: weight.scheme,
+            key,
+        };
         let mut tuning = Tuning::default();
         if self.rules.importance {
+            if form == PaletteForm::Lut8 {
+                return Err(does_not("importance"));
+            }
             tuning.inputs = Some(self.input_importance(tensor, &factors)?.into());
-            tuning.rows = rows;
+            tuning.rows = rows.filter(|_| form == PaletteForm::Scalar);
+        }
+        if self.rules.compensate.is_some() && form != PaletteForm::Scalar {
+            return Err(does_not("compensate"));
         }
         if let Some(compensate) = self.rules.compensate {
             tuning.moments = Some(self.moments(tensor, &factors, compensate.damping)?);
@@ -303,7 +314,12 @@ impl<'a> Levers<'a> {
         factors: Factors,
         facts: &LayerFacts,
     ) -> Result<f64> {
-        let Scheme::Palette { nbits, group } = weight.scheme else {
+        let Scheme::Palette {
+            nbits,
+            group,
+            form: PaletteForm::Scalar,
+        } = weight.scheme
+        else {
             return Ok(0.0);
         };
         let [rows, inputs] = matrix(&weight.binding);

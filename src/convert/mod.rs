@@ -11,6 +11,7 @@
 
 mod error;
 mod facts;
+mod forms;
 mod input;
 mod journal;
 mod levers;

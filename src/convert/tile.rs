@@ -10,7 +10,7 @@ use super::tuning::Tuning;
 use crate::package::Part;
 use crate::progress::Progress;
 use crate::quantize::linear::{add_errors, quantize_int4_block, quantize_int8_channel};
-use crate::quantize::{BitPacker, ErrorStats, GroupResult, Grouping, Scheme, Scratch};
+use crate::quantize::{BitPacker, ErrorStats, GroupResult, Grouping, PaletteForm, Scheme, Scratch};
 use half::f16;
 use rayon::prelude::*;
 use std::sync::Mutex;
@@ -18,7 +18,7 @@ use std::sync::Mutex;
 /// Values of a tensor in memory at a time. With 4 bytes of f32, 2 of fp16 and 1 of index each, a tile is 14 MB.
 pub(super) const TILE: usize = 1 << 21;
 /// Values one task works on where there are no groups.
-const STRIP: usize = 1 << 16;
+pub(super) const STRIP: usize = 1 << 16;
 
 /// Why a stream stopped: an [`Error`] of ours or the sink's I/O error.
 pub(super) type Stopped = Box<dyn std::error::Error + Send + Sync>;
@@ -29,18 +29,18 @@ pub(super) type Sink<'a> = &'a mut dyn FnMut(Part, &[u8]) -> std::io::Result<()>
 #[derive(Default)]
 pub(super) struct Buffers {
     floats: Vec<f32>,
-    values: Vec<f16>,
-    codes: Vec<u8>,
-    bytes: Vec<u8>,
-    scratch: Pool,
+    pub values: Vec<f16>,
+    pub codes: Vec<u8>,
+    pub bytes: Vec<u8>,
+    pub scratch: Pool,
 }
 
 /// Palettizer buffers, one per task at work.
 #[derive(Default)]
-struct Pool(Mutex<Vec<Scratch>>);
+pub(super) struct Pool(Mutex<Vec<Scratch>>);
 
 impl Pool {
-    fn with<T>(&self, work: impl FnOnce(&mut Scratch) -> T) -> T {
+    pub fn with<T>(&self, work: impl FnOnce(&mut Scratch) -> T) -> T {
         let taken = self.0.lock().ok().and_then(|mut free| free.pop());
         let mut scratch = taken.unwrap_or_default();
         let result = work(&mut scratch);
@@ -71,15 +71,23 @@ pub(super) fn stream(
     };
     match resolved.scheme {
         Scheme::Fp16 => job.fp16(),
-        Scheme::Palette { nbits, group } => {
+        Scheme::Palette { nbits, group, form } => {
             let length = match group {
                 Grouping::Tensor => outputs * inputs,
                 Grouping::Channels(n) => n * inputs,
             };
-            if length > TILE {
-                job.large_groups(nbits, length)
-            } else {
-                job.groups(nbits, length)
+            match form {
+                PaletteForm::Scalar if length > TILE => job.large_groups(nbits, length),
+                PaletteForm::Scalar => job.groups(nbits, length),
+                PaletteForm::Vector(size) if length > TILE => {
+                    job.large_vector_groups((nbits, size), length, inputs)
+                }
+                PaletteForm::Vector(size) => job.vector_groups((nbits, size), length, inputs),
+                PaletteForm::Sparse(percent) if length > TILE => {
+                    job.large_sparse_groups((nbits, percent), length)
+                }
+                PaletteForm::Sparse(percent) => job.sparse_groups((nbits, percent), length),
+                PaletteForm::Lut8 => job.scaled_groups(nbits, length),
             }
         }
         Scheme::Int8Channel => job.linear(8, inputs, inputs),
@@ -87,24 +95,18 @@ pub(super) fn stream(
     }
 }
 
-struct Job<'a> {
-    input: &'a Input<'a>,
-    tuning: &'a Tuning,
-    buffers: &'a mut Buffers,
-    progress: &'a dyn Progress,
-    sink: Sink<'a>,
+pub(super) struct Job<'a> {
+    pub input: &'a Input<'a>,
+    pub tuning: &'a Tuning,
+    pub buffers: &'a mut Buffers,
+    pub progress: &'a dyn Progress,
+    pub sink: Sink<'a>,
 }
 
 impl Job<'_> {
     /// Ranges of at most a tile, each whole multiples of `unit` values.
-    fn tiles(&self, unit: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
-        let (len, step) = (
-            self.input.view.len(),
-            (TILE / unit.max(1)).max(1) * unit.max(1),
-        );
-        (0..len)
-            .step_by(step)
-            .map(move |start| start..len.min(start.saturating_add(step)))
+    pub fn tiles(&self, unit: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+        within(&(0..self.input.view.len()), unit)
     }
 
     fn fp16(&mut self) -> std::result::Result<ErrorStats, Stopped> {
@@ -192,14 +194,7 @@ impl Job<'_> {
         nbits: u8,
         length: usize,
     ) -> std::result::Result<ErrorStats, Stopped> {
-        if self.tuning.moments.is_some() {
-            return Err(Error::LargeGroup {
-                tensor: self.input.view.name.to_string(),
-                length,
-                most: TILE,
-            }
-            .into());
-        }
+        self.refuse(length, self.tuning.moments.is_some())?;
         let mut total = ErrorStats::default();
         let mut luts: Vec<f16> = Vec::new();
         let mut packer = BitPacker::new(nbits).map_err(|e| self.failed(0, e))?;
@@ -273,7 +268,7 @@ impl Job<'_> {
     }
 
     /// Packs the codes of a tile and passes them on.
-    fn push_codes(
+    pub fn push_codes(
         &mut self,
         packer: &mut BitPacker,
         tile: &std::ops::Range<usize>,
@@ -289,7 +284,12 @@ impl Job<'_> {
     }
 
     /// The last bits of the data, then its look-up tables or scales.
-    fn finish(&mut self, mut packer: BitPacker, part: Part, values: &[f16]) -> std::io::Result<()> {
+    pub fn finish(
+        &mut self,
+        mut packer: BitPacker,
+        part: Part,
+        values: &[f16],
+    ) -> std::io::Result<()> {
         let bytes = &mut self.buffers.bytes;
         bytes.clear();
         packer.finish(bytes);
@@ -301,7 +301,7 @@ impl Job<'_> {
     }
 
     /// Reads a tile into `values` on all threads.
-    fn read(&mut self, tile: &std::ops::Range<usize>) -> Result<()> {
+    pub fn read(&mut self, tile: &std::ops::Range<usize>) -> Result<()> {
         let values = &mut self.buffers.values;
         values.resize(tile.len(), f16::ZERO);
         let input = self.input;
@@ -310,18 +310,30 @@ impl Job<'_> {
             .enumerate()
             .map(|(i, strip)| {
                 let start = tile.start + i * STRIP;
-                Ok(input.read_f16(start..start + strip.len(), strip)?)
+                input.read_f16(start..start + strip.len(), strip)
             })
             .collect();
         strips.into_iter().collect()
     }
 
-    fn failed(&self, start: usize, source: crate::quantize::Error) -> Error {
+    /// What `tuning` cannot do for a group larger than a tile.
+    pub fn refuse(&self, length: usize, tuned: bool) -> Result<()> {
+        match tuned {
+            true => Err(Error::LargeGroup {
+                tensor: self.input.view.name.to_string(),
+                length,
+                most: TILE,
+            }),
+            false => Ok(()),
+        }
+    }
+
+    pub fn failed(&self, start: usize, source: crate::quantize::Error) -> Error {
         failed(self.input, start, source)
     }
 }
 
-fn failed(input: &Input<'_>, start: usize, source: crate::quantize::Error) -> Error {
+pub(super) fn failed(input: &Input<'_>, start: usize, source: crate::quantize::Error) -> Error {
     Error::Quantize {
         tensor: input.view.name.to_string(),
         start,
@@ -329,16 +341,16 @@ fn failed(input: &Input<'_>, start: usize, source: crate::quantize::Error) -> Er
     }
 }
 
-/// The tiles of one large group, each whole rows of `inputs` elements.
-fn within(
+/// The tiles of one large group, each whole multiples of `unit` values.
+pub(super) fn within(
     group: &std::ops::Range<usize>,
-    inputs: usize,
+    unit: usize,
 ) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
-    let (end, step) = (group.end, (TILE / inputs).max(1) * inputs);
+    let (end, step) = (group.end, (TILE / unit.max(1)).max(1) * unit.max(1));
     group
         .clone()
         .step_by(step)
-        .map(move |start| start..end.min(start + step))
+        .map(move |start| start..end.min(start.saturating_add(step)))
 }
 
 /// One output channel to integers and scales; int4 as two's complement nibbles, one per byte.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::graph::WeightKind;
-use crate::quantize::{Grouping, Scheme, TableScheme};
+use crate::quantize::{Grouping, PaletteForm, Scheme, TableScheme};
 
 const GOOD: &str = r#"name = "mine"
 description = "a test"
@@ -65,14 +65,16 @@ fn the_default_is_what_ships() {
         recipe.quantize.default,
         Scheme::Palette {
             nbits: 4,
-            group: Grouping::Channels(32)
+            group: Grouping::Channels(32),
+            form: PaletteForm::Scalar,
         }
     );
     assert_eq!(
         recipe.quantize.otherwise,
         Some(Scheme::Palette {
             nbits: 4,
-            group: Grouping::Tensor
+            group: Grouping::Tensor,
+            form: PaletteForm::Scalar,
         })
     );
     assert_eq!(recipe.quantize.threshold, 2048);
