@@ -13,7 +13,9 @@ use super::layer::{self, KvPair, LayerInput, Rotary};
 use super::names::{self, EMBED};
 use super::plan::{KvRole, LayerPlan, ModelPlan};
 use super::rope;
-use super::weights::{self, LayerWeights};
+use super::weights::{self, LayerWeights, Weights};
+
+pub use super::weights::WeightSource;
 
 /// Layers (or a head) up to so many bytes in f32 stay in memory.
 pub const RESIDENT_BYTES: usize = 2 << 30;
@@ -69,7 +71,7 @@ pub struct ReferenceOutput {
 
 /// A model in f32.
 pub struct Reference<'a> {
-    checkpoint: &'a Checkpoint,
+    weights: Weights<'a>,
     plan: ModelPlan,
     /// Empty when layers are read on every pass.
     layers: Vec<LayerWeights>,
@@ -93,6 +95,18 @@ impl<'a> Reference<'a> {
 
     /// [`load`](Self::load) with another budget for the layers and for the head, in bytes. 0 keeps neither in memory.
     pub fn with_budget(checkpoint: &'a Checkpoint, bytes: usize) -> Result<Self> {
+        Self::build(checkpoint.into(), bytes)
+    }
+
+    /// [`load`](Self::load) with weights from `source` instead of the checkpoint, head, norms and scalars included. Rows of
+    /// tables are the checkpoint's unless [`with_rows`](Self::with_rows) says otherwise.
+    pub fn load_from(checkpoint: &'a Checkpoint, source: &'a dyn WeightSource) -> Result<Self> {
+        let source = Some(source);
+        Self::build(Weights { checkpoint, source }, RESIDENT_BYTES)
+    }
+
+    fn build(weights: Weights<'a>, bytes: usize) -> Result<Self> {
+        let checkpoint = weights.checkpoint;
         let plan = ModelPlan::new(checkpoint.config())?;
         plan.check(checkpoint)?;
         let size = |shape: &[usize]| shape.iter().product::<usize>() * size_of::<f32>();
@@ -101,13 +115,13 @@ impl<'a> Reference<'a> {
             true => plan
                 .layers
                 .iter()
-                .map(|l| LayerWeights::load(checkpoint, &plan, l))
+                .map(|l| LayerWeights::load(weights, &plan, l))
                 .collect::<Result<_>>()?,
             false => Vec::new(),
         };
         let head_shape = [plan.vocab, plan.hidden];
         let head = match size(&head_shape) <= bytes {
-            true => Some(weights::load(checkpoint, EMBED, &head_shape)?),
+            true => Some(weights::load(weights, EMBED, &head_shape)?),
             false => None,
         };
         let width = plan.layers.len() * plan.ple_dim;
@@ -115,16 +129,16 @@ impl<'a> Reference<'a> {
             0 => None,
             dim => Some(PerLayerProjection {
                 projection: weights::load(
-                    checkpoint,
+                    weights,
                     names::PER_LAYER_PROJECTION,
                     &[width, plan.hidden],
                 )?,
-                norm: weights::load(checkpoint, names::PER_LAYER_NORM, &[dim])?,
+                norm: weights::load(weights, names::PER_LAYER_NORM, &[dim])?,
             }),
         };
-        let final_norm = weights::load(checkpoint, names::FINAL_NORM, &[plan.hidden])?;
+        let final_norm = weights::load(weights, names::FINAL_NORM, &[plan.hidden])?;
         Ok(Self {
-            checkpoint,
+            weights,
             plan,
             layers,
             head,
@@ -192,11 +206,7 @@ impl<'a> Reference<'a> {
             };
             let (next, own) = match self.layers.get(layer.index) {
                 Some(weights) => layer::forward(&h, weights, &input),
-                None => layer::forward(
-                    &h,
-                    &LayerWeights::load(self.checkpoint, plan, layer)?,
-                    &input,
-                ),
+                None => layer::forward(&h, &LayerWeights::load(self.weights, plan, layer)?, &input),
             }
             .map_err(in_layer(layer))?;
             pairs[layer.index] = own;
@@ -252,7 +262,7 @@ impl<'a> Reference<'a> {
     pub fn row(&self, table: Table, token: u32, out: &mut [f32]) -> Result<()> {
         match &self.rows {
             Some(rows) => rows(table, token, out).map_err(|source| Error::Row { token, source }),
-            None => checkpoint_row(self.checkpoint, &self.plan, table, token, out),
+            None => checkpoint_row(self.weights.checkpoint, &self.plan, table, token, out),
         }
     }
 
@@ -300,17 +310,11 @@ impl<'a> Reference<'a> {
         match &self.head {
             Some(head) => push(head)?,
             None => {
-                let view = self.checkpoint.tensor(EMBED, &[plan.vocab, plan.hidden])?;
                 let block = (HEAD_BLOCK / plan.hidden).max(1);
                 for first in (0..plan.vocab).step_by(block) {
                     let rows = block.min(plan.vocab - first);
-                    let shape = [rows, plan.hidden];
-                    push(&weights::rows(
-                        &view,
-                        first * plan.hidden,
-                        rows * plan.hidden,
-                        &shape,
-                    )?)?;
+                    let shape = [plan.vocab, plan.hidden];
+                    push(&self.weights.rows(EMBED, shape, first, rows)?)?;
                 }
             }
         }

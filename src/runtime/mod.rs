@@ -29,6 +29,7 @@ mod plan;
 mod pool;
 mod rows;
 pub mod sampling;
+mod stored;
 mod tensor;
 mod value;
 
@@ -37,4 +38,5 @@ pub use decode::{DecodeOptions, Decoder, StepOutput, TokenRows, Verified};
 pub use error::{BoxError, Error, Result};
 pub use model::{Model, Overflow, RunOutput};
 pub use plan::Feature;
+pub use stored::StoredWeights;
 pub use tensor::{Data, Kind, Precision, Tensor};
