@@ -155,7 +155,7 @@ fn disagreement(result: &Sweep) -> Failure {
     for recipe in recipes.filter(|r| result.disagree.contains(&r.name)) {
         if let Some(check) = recipe.check {
             failure.causes.push(format!(
-                "{}: mean KL {:.6} op by op, {:.6} batched, over {} tokens",
+                "{}: mean KL {:.5e} op by op, {:.5e} batched, over {} tokens",
                 recipe.name, check.kl_interpreter, check.kl_batched, check.tokens
             ));
         }
@@ -165,7 +165,7 @@ fn disagreement(result: &Sweep) -> Failure {
 
 fn one_line(r: &RecipeResult) -> String {
     format!(
-        "KL {:.6} ± {:.6} nats, {}",
+        "KL {:.3e} ± {:.1e} nats, {}",
         r.figures.kl_mean,
         r.figures.kl_stderr,
         human_bytes(r.weights.bundle_bytes)
@@ -225,9 +225,9 @@ fn recipe_row(r: &RecipeResult, on_front: bool) -> Vec<String> {
         human_bytes(w.bundle_bytes),
         format!("{:.3}", w.bits_per_weight),
         or_dash(w.sqnr_db.map(|db| format!("{db:.2}"))),
-        format!("{:.6}", f.kl_mean),
-        format!("{:.6}", f.kl_stderr),
-        format!("{:.6}", f.kl_p99),
+        format!("{:.3e}", f.kl_mean),
+        format!("{:.1e}", f.kl_stderr),
+        format!("{:.2e}", f.kl_p99),
         format!("{:.4}", f.top1_agreement),
         format!("{:.4}", f.perplexity),
         or_dash(r.recall.as_ref().map(|c| format!("{}/{}", c.right, c.of))),

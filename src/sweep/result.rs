@@ -10,7 +10,7 @@ use super::score::{Figures, number};
 use crate::bundle::provenance::TensorRecord;
 
 /// Batched and interpreted mean KL may differ by this share of the larger ...
-pub const CHECK_SHARE: f64 = 0.02;
+pub const CHECK_SHARE: f64 = 0.01;
 /// ... and by this many nats, which is what fp16 rotary tables and the order of f32 sums leave.
 pub const CHECK_FLOOR: f64 = 2e-6;
 

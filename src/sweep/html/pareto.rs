@@ -133,13 +133,16 @@ fn plot(sweep: &Sweep, axis: &Axis, width: f64, height: f64) -> String {
         .map(|((_, r), v)| (*v, r.figures.kl_mean))
         .collect();
     let front = pareto(&points);
-    stairs(&mut out, &frame, &points, &front);
+    let steps = stairs(&mut out, &frame, &points, &front);
     let spots: Vec<(f64, f64)> = points.iter().map(|p| frame.at(p.0, p.1)).collect();
     for (((index, recipe), spot), on) in recipes.iter().zip(&spots).zip(&front) {
         point(&mut out, &frame, *index, recipe, *spot, *on);
     }
     let names: Vec<&str> = recipes.iter().map(|(_, r)| r.name.as_str()).collect();
-    for (i, place) in place(&frame, &spots, &names).into_iter().enumerate() {
+    for (i, place) in place(&frame, &spots, &names, &steps)
+        .into_iter()
+        .enumerate()
+    {
         label(&mut out, names[i], spots[i], place, front[i]);
     }
     out.push_str("</svg>\n");
@@ -206,8 +209,8 @@ fn grid(out: &mut String, frame: &Frame, axis: &Axis) {
     );
 }
 
-/// What the front beats, and its line.
-fn stairs(out: &mut String, frame: &Frame, points: &[(f64, f64)], front: &[bool]) {
+/// Draws what the front beats, and its line. Returns the line's parts.
+fn stairs(out: &mut String, frame: &Frame, points: &[(f64, f64)], front: &[bool]) -> Vec<Rect> {
     let [_, top, right, _] = frame.plot;
     let mut members: Vec<(f64, f64)> = points
         .iter()
@@ -217,11 +220,15 @@ fn stairs(out: &mut String, frame: &Frame, points: &[(f64, f64)], front: &[bool]
         .collect();
     members.sort_by(|a, b| a.0.total_cmp(&b.0));
     let Some(first) = members.first() else {
-        return;
+        return Vec::new();
     };
+    let mut steps = Vec::new();
     let mut path = format!("M{:.1} {:.1}", first.0, first.1);
     for pair in members.windows(2) {
-        let _ = write!(path, "H{:.1}V{:.1}", pair[1].0, pair[1].1);
+        let ((x, y), (next, below)) = (pair[0], pair[1]);
+        steps.push([x, y - 1.0, next, y + 1.0]);
+        steps.push([next - 1.0, y.min(below), next + 1.0, y.max(below)]);
+        let _ = write!(path, "H{next:.1}V{below:.1}");
     }
     let _ = writeln!(
         out,
@@ -229,6 +236,7 @@ fn stairs(out: &mut String, frame: &Frame, points: &[(f64, f64)], front: &[bool]
         first.0,
         path.replacen('M', "L", 1)
     );
+    steps
 }
 
 fn point(
@@ -261,7 +269,7 @@ fn point(
 
 /// A place for each label, beside its point, clear of points, of labels placed before and of the frame's edge as far as
 /// there is one.
-fn place(frame: &Frame, spots: &[(f64, f64)], names: &[&str]) -> Vec<Rect> {
+fn place(frame: &Frame, spots: &[(f64, f64)], names: &[&str], steps: &[Rect]) -> Vec<Rect> {
     let mut taken: Vec<Rect> = Vec::new();
     for (&(x, y), name) in spots.iter().zip(names) {
         let width = name.chars().count() as f64 * CHARACTER;
@@ -271,8 +279,9 @@ fn place(frame: &Frame, spots: &[(f64, f64)], names: &[&str]) -> Vec<Rect> {
                 let left = x + dx * distance - width * (1.0 - dx.signum() * dx.abs().ceil()) / 2.0;
                 let top = y + dy * distance - LINE / 2.0;
                 let rect = [left, top, left + width, top + LINE];
-                let cost =
-                    overlaps(frame, spots, &taken, &rect) + far as f64 * 3.0 + turn as f64 * 0.2;
+                let cost = overlaps(frame, spots, &taken, steps, &rect)
+                    + far as f64 * 3.0
+                    + turn as f64 * 0.2;
                 if best.is_none_or(|(least, _)| cost < least) {
                     best = Some((cost, rect));
                 }
@@ -285,20 +294,26 @@ fn place(frame: &Frame, spots: &[(f64, f64)], names: &[&str]) -> Vec<Rect> {
     taken
 }
 
-/// Where a label may lie from its point, the best first: right, up right, left, up left, down right, down left, up, down.
+/// Where a label may lie from its point, the best first: up right, right, down left, left, up left, down right, up, down.
 const DIRECTIONS: [(f64, f64); 8] = [
-    (1.0, 0.0),
     (0.8, -0.9),
+    (1.0, 0.0),
+    (-0.8, 0.9),
     (-1.0, 0.0),
     (-0.8, -0.9),
     (0.8, 0.9),
-    (-0.8, 0.9),
-    (0.0, -1.4),
-    (0.0, 1.4),
+    (0.0, -1.5),
+    (0.0, 1.5),
 ];
 
 /// How much is wrong with a label there.
-fn overlaps(frame: &Frame, spots: &[(f64, f64)], taken: &[Rect], rect: &Rect) -> f64 {
+fn overlaps(
+    frame: &Frame,
+    spots: &[(f64, f64)],
+    taken: &[Rect],
+    steps: &[Rect],
+    rect: &Rect,
+) -> f64 {
     let shared = |other: &Rect| {
         let width = rect[2].min(other[2]) - rect[0].max(other[0]);
         let height = rect[3].min(other[3]) - rect[1].max(other[1]);
@@ -311,10 +326,11 @@ fn overlaps(frame: &Frame, spots: &[(f64, f64)], taken: &[Rect], rect: &Rect) ->
         .sum();
     let [left, top, right, bottom] = frame.plot;
     let outside = (left - rect[0]).max(0.0)
-        + (rect[2] - right - 10.0).max(0.0)
+        + (rect[2] - right).max(0.0)
         + (top - rect[1]).max(0.0)
         + (rect[3] - bottom).max(0.0);
-    labels + points + outside * 20.0
+    let lines: f64 = steps.iter().map(shared).sum();
+    labels + points + outside * 20.0 + lines * 0.5
 }
 
 fn label(out: &mut String, name: &str, spot: (f64, f64), rect: Rect, on: bool) {
@@ -363,7 +379,7 @@ mod tests {
             .map(|i| (400.0 + 7.0 * f64::from(i), 200.0))
             .collect();
         let names = ["swa4-a", "swa4-b", "swa4-c", "swa4-d", "swa4-e", "swa4-f"];
-        let places = place(&frame, &spots, &names);
+        let places = place(&frame, &spots, &names, &[]);
         assert_eq!(places.len(), 6);
         for (i, a) in places.iter().enumerate() {
             for b in &places[..i] {
