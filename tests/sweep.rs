@@ -25,9 +25,10 @@ use gemma_coreml::sweep::{
 mod fixtures;
 use fixtures::fixture;
 
-/// Largest difference of a logit, batched against op by op: f32 sums in another order, fp16 rotary tables, epsilon in fp16.
-/// The softcap is 30; 0.01 is what an fp16 step is near it.
-const LOGITS: f32 = 0.02;
+/// Largest difference of a logit, batched against op by op: f32 sums in another order, epsilon in fp16. The softcap is 30.
+const LOGITS: f32 = 1e-3;
+/// Mean KL between the two.
+const KL: f64 = 1e-9;
 /// Positions of the windows: past every window of the fixtures.
 const CONTEXT: usize = 80;
 /// Tokens of the text: three windows, the last one short.
@@ -143,7 +144,7 @@ fn batched_logits_are_those_of_the_packages() {
         let kl = stats.summary().kl_mean;
         println!("{what}: largest difference {worst:.2e}, KL {kl:.2e}");
         assert!(worst <= LOGITS, "{what}: {worst}");
-        assert!(kl <= CHECK_FLOOR, "{what}: {kl}");
+        assert!(kl <= KL, "{what}: {kl}");
     }
 }
 
@@ -324,24 +325,23 @@ fn an_interruption_anywhere_loses_one_recipe_at_most() {
     let settings = settings("dense-tiny", &["swa4-int4", "swa4-w2"]);
     let whole = tempfile::tempdir().unwrap();
     let (want, _) = run("dense-tiny", &settings, whole.path());
-    for step in [10, 150, 300, 500, 700, 900] {
+    let steps = Falls(Default::default(), usize::MAX);
+    let dir = tempfile::tempdir().unwrap();
+    let ckpt = checkpoint("dense-tiny");
+    sweep::sweep(&ckpt, &settings, dir.path(), &steps, &mut |_| ()).unwrap();
+    let total = steps.0.into_inner();
+    let mut lost = Vec::new();
+    for part in 1..8 {
         let dir = tempfile::tempdir().unwrap();
-        let falls = Falls(Default::default(), step);
+        let falls = Falls(Default::default(), total * part / 8);
         let fallen = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let ckpt = checkpoint("dense-tiny");
             sweep::sweep(&ckpt, &settings, dir.path(), &falls, &mut |_| ()).map(|_| ())
         }));
-        let done =
-            (0..2).filter(|i| sweep::result_path(dir.path(), &settings.recipes[*i].name).is_file());
+        assert!(fallen.is_err());
+        let recipes = settings.recipes.iter();
+        let done = recipes.filter(|r| sweep::result_path(dir.path(), &r.name).is_file());
         let done = done.count();
-        println!(
-            "step {step}: {done} done, {}",
-            if fallen.is_err() {
-                "fell"
-            } else {
-                "went through"
-            }
-        );
+        lost.push(2 - done);
         let (got, begun) = run("dense-tiny", &settings, dir.path());
         assert_eq!(begun.len(), 2 - done);
         for (a, b) in got.recipes.iter().zip(&want.recipes) {
@@ -351,6 +351,7 @@ fn an_interruption_anywhere_loses_one_recipe_at_most() {
             );
         }
     }
+    assert!(lost.contains(&2) && lost.contains(&1), "{lost:?}");
 }
 
 #[test]
@@ -485,7 +486,9 @@ fn the_page_is_well_formed_and_needs_nothing_else() {
         assert!(text.contains(name), "{name}");
     }
     assert!(page.contains("prefers-color-scheme: dark") && page.contains("viewport"));
-    assert_eq!(page.matches("<svg").count(), 6 + 7);
+    // Three plots of loss against size, wide and narrow; q, o, gate, up and down of every layer (dense-tiny's k and v have no
+    // more values than stay fp16).
+    assert_eq!(page.matches("<svg").count(), 6 + 5);
 
     // Figures that are no numbers, no sample, no front: still a page.
     sweep.sample = None;

@@ -1,9 +1,8 @@
 //! A written bundle over many tokens at once: the f32 reference's forward with the bundle's weights and rows.
 //!
-//! Weights are decoded from the bytes of the packages by the runtime's own decoder, rows come from the bundle's tables. What
-//! differs from interpreting the packages op by op is the order of sums, the rotary tables (exact here, fp16 in the bundle) and
-//! the epsilon of the norms (1e-6 here, its fp16 there). A bundle whose packages compute something else than the reference is
-//! [`Batched::Unfit`] with the reason.
+//! Weights are decoded from the bytes of the packages by the runtime's own decoder, rows, cos and sin come from the bundle's
+//! tables. What differs from interpreting the packages op by op is the order of sums and the epsilon of the norms (1e-6 here,
+//! its fp16 there). A bundle whose packages compute something else than the reference is [`Batched::Unfit`] with the reason.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,7 +10,7 @@ use std::sync::Arc;
 use crate::bundle::Bundle;
 use crate::checkpoint::Checkpoint;
 use crate::gemma::reference::{Reference, Table, WeightSource};
-use crate::gemma::{ModelPlan, names};
+use crate::gemma::{LayerKind, ModelPlan, names};
 use crate::mil::OpType;
 use crate::package::{Binding, ReadFunction, ReadValue};
 use crate::runtime::{BoxError, StoredWeights};
@@ -99,7 +98,7 @@ impl BundleWeights {
         })
     }
 
-    /// The reference's forward with these weights and the bundle's rows. `checkpoint` gives the configuration only.
+    /// The reference's forward with these weights and the bundle's tables, for at most its context. `checkpoint` gives the configuration only.
     ///
     /// # Errors
     /// The checkpoint is of another model, or a weight cannot be read.
@@ -112,7 +111,20 @@ impl BundleWeights {
             }
             Ok(())
         };
-        Ok(Reference::load_from(checkpoint, self)?.with_rows(Box::new(rows)))
+        let angles = move |kind, position, cos: &mut [f32], sin: &mut [f32]| {
+            let rope = bundle.rope();
+            let (cosines, sines) = match kind {
+                LayerKind::Sliding => (&rope.cos_sliding, &rope.sin_sliding),
+                LayerKind::Full => (&rope.cos_full, &rope.sin_full),
+            };
+            cosines.row(position, cos)?;
+            sines.row(position, sin)?;
+            Ok(())
+        };
+        let reference = Reference::load_from(checkpoint, self)?;
+        Ok(reference
+            .with_rows(Box::new(rows))
+            .with_rotary(Box::new(angles)))
     }
 }
 
@@ -165,9 +177,6 @@ fn differs(bundle: &Bundle) -> Option<String> {
         && window < config.context_length
     {
         return Some(format!("full layers see a window of {window}"));
-    }
-    if config.full_rope != "proportional" {
-        return Some(format!("the rotary tables are {}", config.full_rope));
     }
     for (index, chunk) in bundle.chunks().iter().enumerate() {
         let package = &chunk.package;

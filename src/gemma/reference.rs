@@ -34,7 +34,10 @@ pub enum Table {
 /// Fills in a token's row, scaled by sqrt(hidden) or sqrt(ple_dim), in place of the checkpoint's: the dequantized row of an
 /// int8 table, say. The head keeps the checkpoint's values.
 pub type RowSource<'a> = Box<dyn Fn(Table, u32, &mut [f32]) -> RowResult + Sync + 'a>;
-/// What a [`RowSource`] returns.
+/// Fills in cos and sin of a position, `head_dim` values each, in place of the exact ones: the rows of fp16 tables, say.
+pub type RotarySource<'a> =
+    Box<dyn Fn(LayerKind, usize, &mut [f32], &mut [f32]) -> RowResult + Sync + 'a>;
+/// What a [`RowSource`] and a [`RotarySource`] return.
 pub type RowResult = std::result::Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 /// What a forward pass should return.
@@ -79,6 +82,7 @@ pub struct Reference<'a> {
     final_norm: Tensor,
     per_layer: Option<PerLayerProjection>,
     rows: Option<RowSource<'a>>,
+    angles: Option<RotarySource<'a>>,
 }
 
 struct PerLayerProjection {
@@ -145,12 +149,19 @@ impl<'a> Reference<'a> {
             final_norm,
             per_layer,
             rows: None,
+            angles: None,
         })
     }
 
     /// Takes embedding and per-layer rows from `source` instead of the checkpoint.
     pub fn with_rows(mut self, source: RowSource<'a>) -> Self {
         self.rows = Some(source);
+        self
+    }
+
+    /// Takes cos and sin of positions from `source` instead of computing them.
+    pub fn with_rotary(mut self, source: RotarySource<'a>) -> Self {
+        self.angles = Some(source);
         self
     }
 
@@ -285,7 +296,19 @@ impl<'a> Reference<'a> {
 
     fn rotary(&self, kind: LayerKind, start: usize, rows: usize) -> Result<Rotary> {
         let spec = &self.plan.geom(kind).rope;
-        let (cos, sin) = rope::rows_of(spec, start..start + rows);
+        let (cos, sin) = match &self.angles {
+            None => rope::rows_of(spec, start..start + rows),
+            Some(angles) => {
+                let [mut cos, mut sin] = [(); 2].map(|()| vec![0f32; rows * spec.head_dim]);
+                let pairs = cos.chunks_exact_mut(spec.head_dim);
+                let pairs = pairs.zip(sin.chunks_exact_mut(spec.head_dim));
+                for (position, (cos, sin)) in (start..).zip(pairs) {
+                    angles(kind, position, cos, sin)
+                        .map_err(|source| Error::Rotary { position, source })?;
+                }
+                (cos, sin)
+            }
+        };
         let shape = [rows, 1, spec.head_dim];
         Ok(Rotary {
             cos: weights::tensor(cos, &shape, "cos")?,
