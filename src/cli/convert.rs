@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
@@ -12,6 +13,7 @@ use super::failure::{Code, Failure, OrFail, Result};
 use super::recipes::load_recipe;
 use super::source::{check_place, hub_id, open_model};
 use crate::bundle;
+use crate::calibrate::Stats;
 use crate::convert::{self, Fault, Options, Report, ResolvedChunk};
 use crate::gemma::ModelPlan;
 use crate::recipe::{DEFAULT, Recipe, Rule};
@@ -38,6 +40,10 @@ pub struct Args {
     /// same checkpoint and recipe, is rewritten for it without quantizing again
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     context: Option<u32>,
+
+    /// Statistics of activations (`calibrate`), for a recipe that quantizes them
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
 
     /// Rebuild this package (`chunk4`) of the bundle that is there already; everything else is kept
     #[arg(long, value_name = "PACKAGE", conflicts_with = "force")]
@@ -71,6 +77,10 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         force: args.force,
         context: args.context.map(|n| n as usize),
         only: args.only.clone(),
+        calibration: match &args.calibration {
+            Some(path) => Some(Arc::new(Stats::open(path).or_invalid()?)),
+            None => None,
+        },
         model_id: hub_id(&args.model),
     };
     let report =

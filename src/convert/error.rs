@@ -56,6 +56,52 @@ pub enum Error {
         /// Which axis does not divide.
         source: crate::quantize::Error,
     },
+    /// The recipe needs statistics of activations and there are none.
+    #[error(
+        "recipe {recipe} needs statistics of the checkpoint's activations\n\
+         hint: measure them with `gemma-coreml calibrate` and give the file with --calibration; a bundle that is rewritten \
+         needs the same file again"
+    )]
+    NeedsCalibration {
+        /// Its name.
+        recipe: String,
+    },
+    /// Statistics that would not change anything.
+    #[error(
+        "{path}: recipe {recipe} uses no statistics of activations\nhint: leave out --calibration, or choose another recipe"
+    )]
+    UnusedCalibration {
+        /// The file.
+        path: PathBuf,
+        /// Name of the recipe.
+        recipe: String,
+    },
+    /// Statistics of another checkpoint.
+    #[error(
+        "{path}: expected statistics of the checkpoint {expected}, the file has those of {got}\n\
+         hint: measure this checkpoint with `gemma-coreml calibrate`"
+    )]
+    OtherStatistics {
+        /// The file.
+        path: PathBuf,
+        /// Fingerprint of the checkpoint that is converted.
+        expected: String,
+        /// The one in the file.
+        got: String,
+    },
+    /// An input whose int8 scale is beyond fp16.
+    #[error(
+        "tensor {tensor}: its input reaches {largest}: an int8 scale is beyond the range of fp16 (65504)"
+    )]
+    ActivationRange {
+        /// Name without prefix.
+        tensor: String,
+        /// The largest magnitude of its range.
+        largest: f32,
+    },
+    /// Statistics that lack a tensor.
+    #[error(transparent)]
+    Calibration(#[from] crate::calibrate::Error),
     /// A row of a table, once scaled, is beyond fp16.
     #[error(
         "tensor {tensor}: row {row}: {value} times {factor} is beyond the range of fp16 (65504)"

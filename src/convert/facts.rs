@@ -3,7 +3,7 @@
 use super::journal::Done;
 use super::tables::row_format;
 use super::task::Task;
-use crate::bundle::provenance::{CheckpointRecord, FORMAT, RecipeRecord, Tool};
+use crate::bundle::provenance::{CalibrationRecord, CheckpointRecord, FORMAT, RecipeRecord, Tool};
 use crate::bundle::{BundleConfig, Provenance};
 use crate::checkpoint::Checkpoint;
 use crate::gemma::ModelPlan;
@@ -89,6 +89,19 @@ impl Job<'_> {
         }
     }
 
+    /// The statistics given, or those of the bundle that is kept.
+    fn calibration(&self) -> Option<CalibrationRecord> {
+        match (&self.task.calibration, &self.task.base) {
+            (Some(stats), _) => Some(CalibrationRecord {
+                sha256: stats.sha256().to_string(),
+                source: stats.source().to_string(),
+                tokens: stats.tokens(),
+            }),
+            (None, Some(base)) => base.provenance.calibration.clone(),
+            (None, None) => None,
+        }
+    }
+
     /// `provenance.json` of these units.
     pub fn provenance(&self, fingerprint: &str, done: &[&Done]) -> Provenance {
         let passed = self.checkpoint.passed_over();
@@ -111,6 +124,7 @@ impl Job<'_> {
                 audio_tensors: passed.audio,
                 other_tensors: passed.other,
             },
+            calibration: self.calibration(),
             context: self.task.context,
             full_rope: self.full_rope().to_string(),
             tensors: done

@@ -1,18 +1,21 @@
 //! What a conversion makes, and what it keeps of a bundle that is there.
 
 use super::Options;
+use super::activations;
 use super::error::{Error, Result};
 use super::facts::recipe_record;
 use super::resolve::{ResolvedChunk, resolve};
 use crate::bundle::error::{at, writing};
 use crate::bundle::provenance::{RecipeRecord, TensorRecord};
 use crate::bundle::{BundleConfig, Provenance, files, layout};
+use crate::calibrate::Stats;
 use crate::gemma::ModelPlan;
 use crate::package::link_or_copy;
 use crate::recipe::Recipe;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Name in `model_config.json` when the caller gives none.
 const MODEL_ID: &str = "gemma4";
@@ -26,6 +29,8 @@ pub(super) struct Task {
     pub context: usize,
     pub model_id: String,
     pub chunks: Vec<ResolvedChunk>,
+    /// Statistics for the recipes that need them.
+    pub calibration: Option<Arc<Stats>>,
     /// The bundle that is rewritten.
     pub base: Option<Base>,
     /// The only package that is built anew; the rest is the base's.
@@ -36,6 +41,20 @@ impl Task {
     /// What to do for `output`, which is locked: convert, rewrite the bundle there for another context, or rebuild one
     /// package of it.
     pub fn new(
+        plan: &ModelPlan,
+        recipe: &Recipe,
+        output: &Path,
+        options: &Options,
+    ) -> Result<Self> {
+        let task = Self::planned(plan, recipe, output, options)?;
+        activations::check(&task)?;
+        if let (Some(base), Some(stats)) = (&task.base, &task.calibration) {
+            base.check_calibration(stats, task.only.is_some())?;
+        }
+        Ok(task)
+    }
+
+    fn planned(
         plan: &ModelPlan,
         recipe: &Recipe,
         output: &Path,
@@ -57,6 +76,7 @@ impl Task {
             context: context(plan, recipe, options)?,
             model_id: options.model_id.as_deref().unwrap_or(MODEL_ID).to_string(),
             chunks: resolve(plan, recipe)?,
+            calibration: options.calibration.clone(),
             base: None,
             only: None,
         };
@@ -106,6 +126,7 @@ impl Task {
             context: base.config.context_length,
             model_id: base.config.model_name.clone(),
             chunks,
+            calibration: options.calibration.clone(),
             base: Some(base),
             only: Some(only.to_string()),
         })
@@ -262,6 +283,19 @@ impl Base {
         match got == fingerprint {
             true => Ok(()),
             false => Err(self.other("checkpoint", fingerprint.to_string(), got.clone())),
+        }
+    }
+
+    /// Whether the bundle was made with these statistics. A package that is rebuilt may be the first to need some.
+    fn check_calibration(&self, stats: &Stats, rebuilds: bool) -> Result<()> {
+        let got = self.provenance.calibration.as_ref().map(|c| &c.sha256);
+        match got {
+            None if rebuilds => Ok(()),
+            Some(got) if got == stats.sha256() => Ok(()),
+            got => {
+                let got = got.map_or("none", String::as_str).to_string();
+                Err(self.other("calibration", stats.sha256().to_string(), got))
+            }
         }
     }
 

@@ -5,6 +5,7 @@ use std::fmt;
 use regex::Regex;
 use serde::{Deserialize, Deserializer};
 
+use super::activations::Activations;
 use super::error::{Error, Result};
 use crate::graph::WeightKind;
 use crate::quantize::{Scheme, TableScheme};
@@ -26,6 +27,8 @@ pub struct QuantRules {
     pub threshold: usize,
     /// Scheme of the embedding and per-layer row tables.
     pub tables: TableScheme,
+    /// How activations before quantized layers are quantized; not at all when absent.
+    pub activations: Option<Activations>,
     /// Exceptions; the last one that matches a tensor wins.
     #[serde(default)]
     pub rules: Vec<Rule>,
