@@ -5,7 +5,12 @@ use serde::Deserialize;
 /// Activations before linear layers as symmetric int8, one scale for each input: `largest / 127`. The range comes from the
 /// statistics that a conversion is given. Only inputs of layers whose weights are quantized.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(tag = "ranges", rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(
+    tag = "ranges",
+    rename_all = "kebab-case",
+    deny_unknown_fields,
+    expecting = "expected a table such as { ranges = \"minmax\" }"
+)]
 pub enum Activations {
     /// `{ ranges = "minmax" }`: up to the largest magnitude that was seen.
     Minmax {},
