@@ -511,7 +511,7 @@ fn noise_needs_no_text() {
     };
     let (a, b) = (measure("a"), measure("b"));
     assert_eq!(a.sha256(), b.sha256());
-    assert!(a.is_noise() && a.tokens() == 5);
+    assert!(a.source() == "noise" && a.tokens() == 5);
     let input = a.input(names::PER_LAYER_PROJECTION).unwrap();
     // 0.1 times normal values: five of 128 have a spread of about that, and none beyond five of it.
     let spread = input

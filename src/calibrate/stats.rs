@@ -23,7 +23,7 @@ pub struct Stats {
     checkpoint: String,
     tokens: u64,
     sequences: u64,
-    noise: bool,
+    source: &'static str,
     full: bool,
     /// Site of every linear layer's tensor.
     of_tensor: BTreeMap<String, String>,
@@ -48,6 +48,15 @@ impl std::fmt::Debug for Stats {
             .finish_non_exhaustive()
     }
 }
+
+impl PartialEq for Stats {
+    /// Whether the files have the same content.
+    fn eq(&self, other: &Self) -> bool {
+        self.sha256 == other.sha256
+    }
+}
+
+impl Eq for Stats {}
 
 impl Stats {
     /// Opens a file and checks it: metadata, every tensor's name, shape and dtype, that vectors, ranges and histograms are
@@ -76,7 +85,7 @@ impl Stats {
         meta.expect("format", FORMAT)?;
         let number = |key| meta.parsed::<u64>(key, "a number above 0", |n| *n > 0);
         let (tokens, sequences) = (number("tokens")?, number("sequences")?);
-        let noise = meta.one_of("source", ["text", "noise"])? == "noise";
+        let source = meta.one_of("source", ["text", "noise"])?;
         let full = meta.one_of("full", ["false", "true"])? == "true";
         let of_tensor = meta.sites()?;
         let checkpoint = meta
@@ -98,7 +107,7 @@ impl Stats {
             checkpoint,
             tokens,
             sequences,
-            noise,
+            source,
             full,
             of_tensor,
             sites: BTreeMap::new(),
@@ -247,9 +256,9 @@ impl Stats {
         self.sequences
     }
 
-    /// Whether the inputs were noise instead of text.
-    pub fn is_noise(&self) -> bool {
-        self.noise
+    /// What the model was run over: `text` or `noise`.
+    pub fn source(&self) -> &'static str {
+        self.source
     }
 
     /// Whether there are matrices.

@@ -183,7 +183,7 @@ fn report(stats: &Stats) -> Result<Report> {
         checkpoint: stats.checkpoint().to_string(),
         tokens: stats.tokens(),
         sequences: stats.sequences(),
-        source: if stats.is_noise() { "noise" } else { "text" },
+        source: stats.source(),
         full: stats.is_full(),
         sites,
     })

@@ -1,6 +1,7 @@
 //! `sweep`: several recipes side by side.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::Threads;
 use super::console::{Console, human_bytes, table};
@@ -8,9 +9,12 @@ use super::convert::with_fault;
 use super::failure::{Code, Failure, OrFail, Result};
 use super::recipes::load_recipe;
 use super::source::{encode, hub_id, open_model, read_text};
+use crate::calibrate::Stats;
 use crate::gemma::ModelPlan;
-use crate::recipe::DEFAULT_CONTEXT;
-use crate::sweep::{self, EvaluationPath, Event, RecipeResult, Settings, Sweep, read_recall};
+use crate::recipe::{DEFAULT_CONTEXT, Recipe};
+use crate::sweep::{
+    self, Calibrations, EvaluationPath, Event, RecipeResult, Settings, Sweep, read_recall,
+};
 
 /// Prompt of the samples when none is given, plain and with `--chat`.
 const PROMPTS: [&str; 2] = ["Once there was a girl named Zoe.", "Why is the sky blue?"];
@@ -62,9 +66,9 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     recall: Option<PathBuf>,
 
-    /// Statistics that conversions take
-    #[arg(long, value_name = "FILE")]
-    calibration: Option<PathBuf>,
+    /// Statistics made by `calibrate`, for the recipes that ask for some; with a name, for that recipe alone. May be repeated
+    #[arg(long, value_name = "[RECIPE=]FILE")]
+    calibration: Vec<String>,
 
     /// Tokens of the text that the best recipes are run over op by op
     #[arg(long, value_name = "N", default_value_t = 512)]
@@ -76,6 +80,24 @@ pub struct Args {
 
     #[command(flatten)]
     threads: Threads,
+}
+
+/// The statistics named. What stands before an equals sign is a recipe's name, if there is such a recipe.
+fn calibrations(named: &[String], recipes: &[Recipe]) -> Result<Calibrations> {
+    let mut found = Calibrations::default();
+    for text in named {
+        let named = text.split_once('=');
+        let named = named.filter(|(name, _)| recipes.iter().any(|r| r.name == *name));
+        let path = Path::new(named.map_or(text.as_str(), |(_, path)| path));
+        let stats = Arc::new(Stats::open(path).or_invalid()?);
+        match named {
+            Some((name, _)) => {
+                found.by_recipe.insert(name.to_string(), stats);
+            }
+            None => found.default = Some(stats),
+        }
+    }
+    Ok(found)
 }
 
 pub fn run(args: &Args, console: &Console) -> Result<()> {
@@ -101,6 +123,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
             .file_name()
             .map(|n| n.to_string_lossy().into_owned())
     };
+    let calibration = calibrations(&args.calibration, &recipes)?;
     let settings = Settings {
         model: id
             .clone()
@@ -116,7 +139,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         sample_tokens: args.sample_tokens,
         recall,
         check_tokens: args.check_tokens,
-        calibration: args.calibration.clone(),
+        calibration,
         keep: args.keep,
         threads: args.threads.threads,
     };

@@ -1,6 +1,7 @@
 //! What a conversion makes, and what it keeps of a bundle that is there.
 
 use super::Options;
+use super::activations;
 use super::error::{Error, Result};
 use super::facts::recipe_record;
 use super::resolve::{ResolvedChunk, resolve};
@@ -25,14 +26,11 @@ pub(super) struct Task {
     pub recipe: Recipe,
     /// Recipes of packages that have another one, by package (`chunk4`).
     pub packages: BTreeMap<String, Recipe>,
-    /// Those recipes as `provenance.json` keeps them.
-    pub record: RecipeRecord,
-    pub records: BTreeMap<String, RecipeRecord>,
-    /// What the recipe of the packages that are built anew is applied with, where it asks for statistics.
-    pub calibration: Option<Arc<Stats>>,
     pub context: usize,
     pub model_id: String,
     pub chunks: Vec<ResolvedChunk>,
+    /// Statistics for the recipes that need them.
+    pub calibration: Option<Arc<Stats>>,
     /// The bundle that is rewritten.
     pub base: Option<Base>,
     /// The only package that is built anew; the rest is the base's.
@@ -48,8 +46,20 @@ impl Task {
         output: &Path,
         options: &Options,
     ) -> Result<Self> {
-        let calibration = calibration(recipe, options)?;
-        let record = recipe_record(recipe, calibration.as_deref());
+        let task = Self::planned(plan, recipe, output, options)?;
+        activations::check(&task)?;
+        if let (Some(base), Some(stats)) = (&task.base, &task.calibration) {
+            base.check_calibration(stats, task.only.is_some())?;
+        }
+        Ok(task)
+    }
+
+    fn planned(
+        plan: &ModelPlan,
+        recipe: &Recipe,
+        output: &Path,
+        options: &Options,
+    ) -> Result<Self> {
         let there = output.join(layout::MODEL_CONFIG).is_file();
         if let Some(only) = &options.only {
             if !there {
@@ -58,32 +68,26 @@ impl Task {
                     package: only.clone(),
                 });
             }
-            let base = Base::read(output)?;
-            let mut task = Self::rebuild(plan, (recipe, record), only, base, options)?;
-            task.calibration = calibration;
-            return Ok(task);
+            return Self::rebuild(plan, recipe, only, Base::read(output)?, options);
         }
         let mut task = Task {
             recipe: recipe.clone(),
             packages: BTreeMap::new(),
-            record: record.clone(),
-            records: BTreeMap::new(),
-            calibration,
             context: context(plan, recipe, options)?,
             model_id: options.model_id.as_deref().unwrap_or(MODEL_ID).to_string(),
             chunks: resolve(plan, recipe)?,
+            calibration: options.calibration.clone(),
             base: None,
             only: None,
         };
         if there && !options.force {
             let base = Base::read(output)?;
             base.check_tool()?;
-            let got = &base.provenance.recipe;
-            if record != *got {
-                return Err(base.other("recipe", describe(&record), describe(got)));
+            let (expected, got) = (recipe_record(recipe), &base.provenance.recipe);
+            if expected != *got {
+                return Err(base.other("recipe", describe(&expected), describe(got)));
             }
             task.packages = base.packages.clone();
-            task.records = base.provenance.packages.clone();
             task.base = Some(base);
         }
         Ok(task)
@@ -91,7 +95,7 @@ impl Task {
 
     fn rebuild(
         plan: &ModelPlan,
-        (recipe, record): (&Recipe, RecipeRecord),
+        recipe: &Recipe,
         only: &str,
         base: Base,
         options: &Options,
@@ -111,22 +115,18 @@ impl Task {
             chunks[at] = chunk;
         }
         check_rules(recipe, &base.recipe, &chunks[at])?;
-        let (mut packages, mut records) = (base.packages.clone(), base.provenance.packages.clone());
+        let mut packages = base.packages.clone();
         packages.remove(only);
-        records.remove(only);
-        if record != base.provenance.recipe {
+        if recipe_record(recipe) != base.provenance.recipe {
             packages.insert(only.to_string(), recipe.clone());
-            records.insert(only.to_string(), record);
         }
         Ok(Task {
             recipe: base.recipe.clone(),
             packages,
-            record: base.provenance.recipe.clone(),
-            records,
-            calibration: None,
             context: base.config.context_length,
             model_id: base.config.model_name.clone(),
             chunks,
+            calibration: options.calibration.clone(),
             base: Some(base),
             only: Some(only.to_string()),
         })
@@ -135,18 +135,6 @@ impl Task {
     /// The recipe of a package.
     pub fn recipe_of(&self, package: &str) -> &Recipe {
         self.packages.get(package).unwrap_or(&self.recipe)
-    }
-}
-
-/// The statistics that the recipe asks for.
-fn calibration(recipe: &Recipe, options: &Options) -> Result<Option<Arc<Stats>>> {
-    match (recipe.quantize.calibrated_by(), &options.calibration) {
-        (None, _) => Ok(None),
-        (Some(_), Some(stats)) => Ok(Some(stats.clone())),
-        (Some(key), None) => Err(Error::NoCalibration {
-            recipe: recipe.name.clone(),
-            key,
-        }),
     }
 }
 
@@ -227,14 +215,7 @@ fn check_rules(recipe: &Recipe, bundle: &Recipe, chunk: &ResolvedChunk) -> Resul
 /// A recipe in an error: its name and the beginning of its text's hash, as texts of the same name may differ.
 fn describe(recipe: &RecipeRecord) -> String {
     let hash = files::hex(&Sha256::digest(&recipe.text));
-    let name = &recipe.name;
-    match &recipe.calibration {
-        None => format!("{name} (text {})", &hash[..12]),
-        Some(sha) => {
-            let sha = sha.get(..12).unwrap_or(sha);
-            format!("{name} (text {}, calibration {sha})", &hash[..12])
-        }
-    }
+    format!("{} (text {})", recipe.name, &hash[..12])
 }
 
 /// The recipe that the bundle in `dir` was made with, rules that were added included.
@@ -302,6 +283,19 @@ impl Base {
         match got == fingerprint {
             true => Ok(()),
             false => Err(self.other("checkpoint", fingerprint.to_string(), got.clone())),
+        }
+    }
+
+    /// Whether the bundle was made with these statistics. A package that is rebuilt may be the first to need some.
+    fn check_calibration(&self, stats: &Stats, rebuilds: bool) -> Result<()> {
+        let got = self.provenance.calibration.as_ref().map(|c| &c.sha256);
+        match got {
+            None if rebuilds => Ok(()),
+            Some(got) if got == stats.sha256() => Ok(()),
+            got => {
+                let got = got.map_or("none", String::as_str).to_string();
+                Err(self.other("calibration", stats.sha256().to_string(), got))
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! The units of a conversion: how large each is, where it comes from, and how it is written.
 
+use super::activations;
 use super::error::{Error, Result, disk_full};
 use super::levers::Levers;
 use super::pipeline::Build;
@@ -257,7 +258,8 @@ impl<'a> Build<'a> {
     /// The program of a package and the order of its weights.
     fn graph(&self, chunk: &ResolvedChunk) -> Result<(ChunkGraph, Vec<String>)> {
         let (task, recipe) = (self.job.task, self.job.task.recipe_of(&chunk.spec.name));
-        let options = recipe.graph_options(task.context);
+        let mut options = recipe.graph_options(task.context);
+        options.activation_scales = activations::scales(task, chunk)?;
         let graph = build_chunk(self.job.plan, &chunk.spec, &options)?;
         let order = graph.weights.iter().map(|w| w.konst.id.clone()).collect();
         Ok((graph, order))

@@ -82,7 +82,8 @@ fn build_function(
     kind: FunctionKind,
     weights: &[WeightBinding],
 ) -> Result<Function> {
-    let mut emitter = Emitter::new(plan, &spec.name, weights, kind.tokens());
+    let mut emitter = Emitter::new(plan, &spec.name, weights, kind.tokens())
+        .with_activation_scales(&options.activation_scales);
     let e = &mut emitter;
     let inputs = Inputs::declare(e, spec, options, kind)?;
     let mut cache = cache::declare(e, spec, options, kind, &inputs)?;

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use half::f16;
+
 use super::error::{Error, Result};
 use super::weights::{WeightBinding, tensor_name};
 use crate::gemma::ModelPlan;
-use crate::mil::{ConvParams, DeferredConst, FunctionBuilder, Immediate, SliceParams, Var};
+use crate::mil::{ConvParams, DType, DeferredConst, FunctionBuilder, Immediate, SliceParams, Var};
 
 /// A function under construction: the builder, the model, and the weights of the chunk.
 pub(super) struct Emitter<'a> {
@@ -15,6 +17,10 @@ pub(super) struct Emitter<'a> {
     pub tokens: usize,
     chunk: &'a str,
     weights: BTreeMap<&'a str, &'a DeferredConst>,
+    /// As [`GraphOptions::activation_scales`](super::GraphOptions::activation_scales).
+    scales: Option<&'a BTreeMap<String, f16>>,
+    /// Values that went through int8: the value, the scale, what came out.
+    through_int8: Vec<(Var, f16, Var)>,
 }
 
 /// The axis that a norm runs over.
@@ -42,7 +48,15 @@ impl<'a> Emitter<'a> {
                 .iter()
                 .map(|w| (w.tensor.as_str(), &w.konst))
                 .collect(),
+            scales: None,
+            through_int8: Vec::new(),
         }
+    }
+
+    /// Inputs of the linear layers named here go through int8.
+    pub fn with_activation_scales(mut self, scales: &'a BTreeMap<String, f16>) -> Self {
+        self.scales = Some(scales);
+        self
     }
 
     /// The weight filled by a tensor.
@@ -70,12 +84,30 @@ impl<'a> Emitter<'a> {
     /// As [`Self::linear`], for `groups` maps side by side: map `g` takes the g-th part of the channels to the g-th part of
     /// the result.
     pub fn grouped_linear(&mut self, x: &Var, tensor: &str, groups: usize) -> Result<Var> {
+        let x = self.activation(x, tensor)?;
         let weight = self.weight(tensor)?;
         let params = ConvParams {
             groups: dim(groups)?,
             ..ConvParams::default()
         };
-        Ok(self.fb.conv(x, &weight, None, &params)?)
+        Ok(self.fb.conv(&x, &weight, None, &params)?)
+    }
+
+    /// The input of a linear layer: rounded to int8 and back where the layer has a scale, once for all layers that share the
+    /// input. As coremltools' `linear_quantize_activations` writes it for `linear_symmetric`: a scalar scale in the input's
+    /// dtype, no zero point.
+    fn activation(&mut self, x: &Var, tensor: &str) -> Result<Var> {
+        let Some(&scale) = self.scales.and_then(|scales| scales.get(tensor)) else {
+            return Ok(x.clone());
+        };
+        let done = self.through_int8.iter();
+        if let Some((.., out)) = done.rev().find(|(of, s, _)| of.is(x) && *s == scale) {
+            return Ok(out.clone());
+        }
+        let int8 = self.fb.quantize(x, scale.to_f32(), DType::Int8)?;
+        let out = self.fb.dequantize(&int8, scale.to_f32())?;
+        self.through_int8.push((x.clone(), scale, out.clone()));
+        Ok(out)
     }
 
     /// A linear map of one layer.

@@ -1,8 +1,10 @@
 //! The forms that a recipe combines: attention, cache, functions, and what a chunk is built for.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use half::f16;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -28,6 +30,9 @@ pub struct GraphOptions {
     pub pad_kv_heads: Option<usize>,
     /// Follow the published bundles where they differ from Gemma 4: prefill without a window, verify within the window.
     pub compat: bool,
+    /// By tensor name: the input of that linear layer goes through int8 with this scale. Layers that are not named take their
+    /// input as it is.
+    pub activation_scales: BTreeMap<String, f16>,
 }
 
 impl GraphOptions {
@@ -42,6 +47,7 @@ impl GraphOptions {
             prefill: PrefillPackages::Separate,
             pad_kv_heads: None,
             compat: false,
+            activation_scales: BTreeMap::new(),
         }
     }
 

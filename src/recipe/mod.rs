@@ -23,6 +23,8 @@
 //! scale = true                    # optional; powers of two folded into the tensor before
 //! compensate = { rounds = 4, damping = 0.01 }   # optional; GPTQ's order, then rounds of refinement
 //!
+//! activations = { ranges = "percentile", percentile = 99.99 }   # optional; int8 inputs of quantized layers; or ranges = "minmax"
+//!
 //! [[quantize.rules]]              # the last matching rule wins; one that matches nothing is an error
 //! pattern = 'layers\.0\..*proj'
 //! scheme = "palette8-g32"
@@ -31,6 +33,7 @@
 //! The built-in recipes are the files of `recipes/`, compiled in. One whose name ends in a number can be asked for with
 //! another number: `flash-256` is `recipes/flash-1024.toml` with 256 in the place of 1024.
 
+mod activations;
 mod error;
 mod rules;
 mod set;
@@ -41,6 +44,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+pub use activations::Activations;
 pub use error::{Error, Result};
 pub use rules::{Candidate, Choice, Compensate, Pattern, QuantRules, Reason, Rule};
 
@@ -169,6 +173,11 @@ impl Recipe {
             .unwrap_or(DEFAULT_CONTEXT.min(max_positions))
     }
 
+    /// Whether a conversion needs statistics of the checkpoint's activations.
+    pub fn needs_calibration(&self) -> bool {
+        self.quantize.calibrated_by().is_some()
+    }
+
     /// What the packages are built for.
     pub fn graph_options(&self, context: usize) -> GraphOptions {
         GraphOptions {
@@ -180,6 +189,7 @@ impl Recipe {
             prefill: self.prefill,
             pad_kv_heads: self.pad_kv_heads,
             compat: self.compat,
+            activation_scales: Default::default(),
         }
     }
 
@@ -204,6 +214,9 @@ impl Recipe {
                 "description",
                 "description: expected one line of text".to_owned(),
             ));
+        }
+        if let Some(activations) = &self.quantize.activations {
+            activations.check().map_err(|e| ("activations", e))?;
         }
         if self.context == Some(0) {
             return Err(("context", "context 0: expected at least 1 token".to_owned()));

@@ -5,6 +5,7 @@ use std::fmt;
 use regex::Regex;
 use serde::{Deserialize, Deserializer};
 
+use super::activations::Activations;
 use super::error::{Error, Result};
 use crate::graph::WeightKind;
 use crate::quantize::{Scheme, TableScheme};
@@ -34,6 +35,8 @@ pub struct QuantRules {
     pub scale: bool,
     /// Indices are chosen so that weights make up for each other's errors.
     pub compensate: Option<Compensate>,
+    /// How activations before quantized layers are quantized; not at all when absent.
+    pub activations: Option<Activations>,
     /// Exceptions; the last one that matches a tensor wins.
     #[serde(default)]
     pub rules: Vec<Rule>,
@@ -166,12 +169,19 @@ impl QuantRules {
             ("importance", self.importance),
             ("scale", self.scale),
             ("compensate", self.compensate.is_some()),
+            ("activations", self.activations.is_some()),
         ];
         keys.into_iter().find(|(_, set)| *set).map(|(key, _)| key)
     }
 
     /// What serde cannot see. The error is the key and what is wrong with it.
     pub(super) fn check(&self) -> std::result::Result<(), (&'static str, String)> {
+        if self.scale && self.activations.is_some() {
+            return Err((
+                "scale",
+                "scale does not go with activations: their ranges are those of inputs that are not scaled".to_owned(),
+            ));
+        }
         match self.compensate {
             Some(c) if !(c.damping > 0.0 && c.damping <= 1.0) => Err((
                 "compensate",

@@ -310,3 +310,39 @@ fn forms_that_do_not_go_together_are_refused() {
     let odd = error_of(&GOOD.replace("[\"decode\"]", "[\"decode\", \"prefill\"]"));
     assert!(odd.contains("prefill-N"), "{odd}");
 }
+
+#[test]
+fn activations_have_a_range() {
+    let with = |value: &str| {
+        let line = format!("tables = \"rows-int8\"\nactivations = {value}");
+        GOOD.replace("tables = \"rows-int8\"", &line)
+    };
+    let read = |value: &str| Recipe::parse("mine.toml", &with(value)).unwrap();
+    let minmax = read("{ ranges = \"minmax\" }");
+    assert_eq!(minmax.quantize.activations, Some(Activations::Minmax {}));
+    assert_eq!(minmax.quantize.activations.unwrap().percentile(), 100.0);
+    let percentile = read("{ ranges = \"percentile\", percentile = 99.9 }");
+    assert_eq!(percentile.quantize.activations.unwrap().percentile(), 99.9);
+    assert!(percentile.needs_calibration());
+    assert!(
+        !Recipe::parse("mine.toml", GOOD)
+            .unwrap()
+            .needs_calibration()
+    );
+    for (value, part) in [
+        ("{ ranges = \"percentile\", percentile = 0 }", "above 0"),
+        ("{ ranges = \"percentile\", percentile = 100.5 }", "100.5"),
+        ("{ ranges = \"percentile\", percentile = nan }", "NaN"),
+        ("{ ranges = \"percentile\" }", "percentile"),
+        ("{ ranges = \"minmax\", percentile = 99 }", "percentile"),
+        ("{ ranges = \"entropy\" }", "entropy"),
+        ("\"minmax\"", "ranges"),
+        ("{}", "ranges"),
+    ] {
+        let error = error_of(&with(value));
+        assert!(
+            error.contains(part) && error.contains("mine.toml"),
+            "{value}: {error}"
+        );
+    }
+}

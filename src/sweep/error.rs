@@ -25,12 +25,6 @@ pub enum Error {
         /// Why.
         source: Box<crate::convert::Error>,
     },
-    /// A calibration was given that no conversion takes.
-    #[error("{}: this version's conversion takes no calibration", path.display())]
-    Calibration {
-        /// The file.
-        path: PathBuf,
-    },
     /// The context is not one the model can have.
     #[error("context {context}: expected 2 to {max}, the positions the model was made for")]
     Context {

@@ -31,7 +31,9 @@ mod result;
 mod run;
 mod score;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use error::{Error, Result};
 pub use front::pareto;
@@ -44,6 +46,7 @@ pub use result::{
 pub use run::sweep;
 pub use score::{Figures, Scores, TOP, TopRow};
 
+use crate::calibrate::Stats;
 use crate::recipe::Recipe;
 
 /// Name and version of this program, a part of every key.
@@ -70,12 +73,29 @@ pub struct Settings {
     pub recall: Vec<RecallContext>,
     /// Tokens of the text that recipes on the front are run over op by op.
     pub check_tokens: usize,
-    /// Statistics that conversions take.
-    pub calibration: Option<PathBuf>,
+    /// Statistics for the recipes that ask for some.
+    pub calibration: Calibrations,
     /// Keep the bundles.
     pub keep: bool,
     /// Worker threads of conversion and interpreter; 0 means one per core.
     pub threads: usize,
+}
+
+/// Statistics of a checkpoint's activations, for several recipes.
+#[derive(Debug, Clone, Default)]
+pub struct Calibrations {
+    /// For every recipe that is not named below.
+    pub default: Option<Arc<Stats>>,
+    /// By the recipe's name.
+    pub by_recipe: BTreeMap<String, Arc<Stats>>,
+}
+
+impl Calibrations {
+    /// The statistics of a recipe; `None` where it asks for none.
+    pub fn of(&self, recipe: &Recipe) -> Option<Arc<Stats>> {
+        let found = self.by_recipe.get(&recipe.name).or(self.default.as_ref());
+        found.filter(|_| recipe.needs_calibration()).cloned()
+    }
 }
 
 /// What a sweep is at.

@@ -43,12 +43,10 @@ pub(super) struct Keys {
     pub base: String,
     /// Of `base.json`.
     pub reference: String,
-    /// SHA-256 of the calibration file, empty without one.
-    calibration: String,
 }
 
 impl Keys {
-    pub fn new(fingerprint: &str, settings: &Settings) -> Result<Self> {
+    pub fn new(fingerprint: &str, settings: &Settings) -> Self {
         let base = Key::new(fingerprint)
             .ids(&settings.ids)
             .with(&settings.context.to_string())
@@ -59,41 +57,32 @@ impl Keys {
             .with(&settings.sample_tokens.to_string())
             .with(&format!("{:?}", settings.recall))
             .hex();
-        let calibration = match &settings.calibration {
-            Some(path) => files::record(path)?.sha256,
-            None => String::new(),
-        };
-        Ok(Self {
-            base,
-            reference,
-            calibration,
-        })
+        Self { base, reference }
     }
 
     /// Of a recipe's result.
     pub fn recipe(&self, recipe: &Recipe, settings: &Settings) -> String {
+        let calibration = settings.calibration.of(recipe);
         Key::new(&self.reference)
             .with(&recipe.source)
             .with(&format!("{recipe:?}"))
-            .with(&self.calibration)
+            .with(calibration.as_ref().map_or("", |stats| stats.sha256()))
             .with(&settings.check_tokens.to_string())
             .with(settings.model_id.as_deref().unwrap_or_default())
             .hex()
     }
 }
 
-/// What every conversion of a sweep is asked for. The one place where a calibration would be handed on.
-pub(super) fn conversion_options(settings: &Settings) -> Result<Options> {
-    if let Some(path) = &settings.calibration {
-        return Err(Error::Calibration { path: path.clone() });
-    }
-    Ok(Options {
+/// What the conversion by a recipe is asked for.
+pub(super) fn conversion_options(settings: &Settings, recipe: &Recipe) -> Options {
+    Options {
         threads: (settings.threads > 0).then_some(settings.threads),
         force: true,
         context: Some(settings.context),
         model_id: settings.model_id.clone(),
+        calibration: settings.calibration.of(recipe),
         ..Options::default()
-    })
+    }
 }
 
 /// Refuses what cannot be done.
@@ -116,12 +105,19 @@ pub(super) fn check(plan: &ModelPlan, settings: &Settings) -> Result<()> {
                 name: recipe.name.clone(),
             });
         }
-        convert::resolve(plan, recipe).map_err(|source| Error::Convert {
+        let failed = |source| Error::Convert {
             recipe: recipe.name.clone(),
             source: Box::new(source),
-        })?;
+        };
+        convert::resolve(plan, recipe).map_err(failed)?;
+        if let (Some(key), None) = (
+            recipe.quantize.calibrated_by(),
+            settings.calibration.of(recipe),
+        ) {
+            let recipe = recipe.name.clone();
+            return Err(failed(convert::Error::NeedsCalibration { recipe, key }));
+        }
     }
-    conversion_options(settings)?;
     windows(&settings.ids, context)?;
     check_ids("text", &settings.ids, plan.vocab)?;
     if settings.sample_tokens > 0 {

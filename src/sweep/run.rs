@@ -64,7 +64,7 @@ pub fn sweep(
         plan,
         settings,
         dir,
-        keys: Keys::new(&fingerprint, settings)?,
+        keys: Keys::new(&fingerprint, settings),
         windows: windows(&settings.ids, settings.context)?,
         tokenizer: Tokenizer::open(checkpoint.dir())?,
         stop: stop_ids(checkpoint.dir())?,
@@ -279,7 +279,7 @@ impl Work<'_> {
         key: String,
     ) -> Result<(Arc<Bundle>, RecipeResult)> {
         let out = self.bundle_dir(recipe);
-        let options = prepare::conversion_options(self.settings)?;
+        let options = prepare::conversion_options(self.settings, recipe);
         let begun = Instant::now();
         let (report, memory) =
             memory::watch(|| convert(self.checkpoint, recipe, &out, &options, self.progress));

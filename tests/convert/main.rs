@@ -1,5 +1,6 @@
 //! Conversion of real (small) checkpoints: determinism, bad input, crashes, values read back, archives.
 
+mod activations;
 mod archive;
 #[path = "../common/mod.rs"]
 mod common;

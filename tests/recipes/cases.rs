@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use gemma_coreml::bundle::Bundle;
+use gemma_coreml::calibrate::{Source, Stats, calibrate};
 use gemma_coreml::checkpoint::Checkpoint;
 use gemma_coreml::convert::{self, Options};
 use gemma_coreml::evaluate::parity::Comparison;
@@ -100,6 +101,7 @@ pub fn bundle_of(
     let options = Options {
         context: Some(context),
         force: true,
+        calibration: recipe.needs_calibration().then(|| statistics(&checkpoint)),
         ..Options::default()
     };
     let result = convert::convert(&checkpoint, recipe, &out, &options, &NoProgress)
@@ -108,6 +110,15 @@ pub fn bundle_of(
         .map(Arc::new);
     made.insert(key, result.clone());
     result
+}
+
+/// Statistics of a checkpoint over a few ids.
+fn statistics(checkpoint: &Checkpoint) -> Arc<Stats> {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("stats.safetensors");
+    let source = Source::Text(vec![(2..100).collect()]);
+    let stats = calibrate(checkpoint, &source, &Default::default(), &out, &NoProgress);
+    Arc::new(stats.unwrap())
 }
 
 /// An error with its causes.

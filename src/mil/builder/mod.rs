@@ -45,6 +45,11 @@ impl Var {
         self.ty.rank()
     }
 
+    /// Whether both are the same value of the same function.
+    pub fn is(&self, other: &Self) -> bool {
+        (self.owner, self.id) == (other.owner, other.id)
+    }
+
     /// Element type and shape.
     pub fn ty(&self) -> &TensorType {
         &self.ty

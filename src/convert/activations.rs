@@ -1,0 +1,110 @@
+//! Scales of quantized activations, from the statistics that a conversion is given.
+
+use std::collections::BTreeMap;
+
+use half::f16;
+
+use super::error::{Error, Result};
+use super::resolve::ResolvedChunk;
+use super::task::Task;
+use crate::calibrate::Stats;
+use crate::quantize::Scheme;
+use crate::recipe::Recipe;
+
+/// Largest int8 value of a symmetric range, as coremltools' `linear_symmetric` has it: -128 is not used.
+const LARGEST: f32 = 127.0;
+
+/// Whether the packages of a task are built with statistics.
+pub(super) fn needed(task: &Task) -> bool {
+    let built = |c: &&ResolvedChunk| task.only.as_ref().is_none_or(|only| *only == c.spec.name);
+    let mut chunks = task.chunks.iter().filter(built);
+    chunks.any(|c| task.recipe_of(&c.spec.name).needs_calibration())
+}
+
+/// Checks before anything is written that a task has the statistics it needs, and no others.
+pub(super) fn check(task: &Task) -> Result<()> {
+    if needed(task) {
+        if task.calibration.is_none() {
+            return Err(missing(&task.recipe));
+        }
+        let built = |c: &&ResolvedChunk| task.only.as_ref().is_none_or(|only| *only == c.spec.name);
+        for chunk in task.chunks.iter().filter(built) {
+            scales(task, chunk)?;
+        }
+    } else if let Some(stats) = &task.calibration {
+        return Err(Error::UnusedCalibration {
+            path: stats.path().to_path_buf(),
+            recipe: task.recipe.name.clone(),
+        });
+    }
+    Ok(())
+}
+
+fn missing(recipe: &Recipe) -> Error {
+    Error::NeedsCalibration {
+        recipe: recipe.name.clone(),
+        key: recipe.quantize.calibrated_by().unwrap_or("activations"),
+    }
+}
+
+/// Checks that statistics were measured on the checkpoint with this fingerprint.
+pub(super) fn check_checkpoint(stats: &Stats, fingerprint: &str) -> Result<()> {
+    match stats.checkpoint() == fingerprint {
+        true => Ok(()),
+        false => Err(Error::OtherStatistics {
+            path: stats.path().to_path_buf(),
+            expected: fingerprint.to_string(),
+            got: stats.checkpoint().to_string(),
+        }),
+    }
+}
+
+/// The scale of the input of every linear layer of a package whose weight is quantized, by tensor; none where the recipe
+/// leaves activations as they are.
+pub(super) fn scales(task: &Task, chunk: &ResolvedChunk) -> Result<BTreeMap<String, f16>> {
+    let recipe: &Recipe = task.recipe_of(&chunk.spec.name);
+    let Some(activations) = &recipe.quantize.activations else {
+        return Ok(BTreeMap::new());
+    };
+    let stats = task.calibration.as_ref();
+    let stats = stats.ok_or_else(|| missing(recipe))?;
+    let quantized = chunk
+        .weights
+        .iter()
+        .filter(|w| w.binding.kind.is_quantizable() && !matches!(w.scheme, Scheme::Fp16));
+    quantized
+        .map(|w| {
+            let tensor = &w.binding.tensor;
+            let largest = stats.input(tensor)?.percentile(activations.percentile());
+            Ok((tensor.clone(), scale(tensor, largest)?))
+        })
+        .collect()
+}
+
+/// `largest / 127` in fp16, at least the smallest normal number: what is smaller may be flushed to zero.
+fn scale(tensor: &str, largest: f32) -> Result<f16> {
+    let scale = f16::from_f32(largest / LARGEST).max(f16::MIN_POSITIVE);
+    match scale.is_finite() {
+        true => Ok(scale),
+        false => Err(Error::ActivationRange {
+            tensor: tensor.to_string(),
+            largest,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_are_fp16_and_never_zero() {
+        assert_eq!(scale("t", 127.0).unwrap(), f16::ONE);
+        assert_eq!(scale("t", 1.0).unwrap(), f16::from_f32(1.0 / 127.0));
+        for small in [0.0, 1e-30, 1e-5] {
+            assert_eq!(scale("t", small).unwrap(), f16::MIN_POSITIVE);
+        }
+        let error = scale("t", 1e7).unwrap_err();
+        assert!(matches!(error, Error::ActivationRange { .. }), "{error}");
+    }
+}
