@@ -120,3 +120,48 @@ fn recipes_are_listed_with_where_they_stand() {
     assert!(good(&["recipes", "show", "flash-64"]).contains("\"flash-64\""));
     assert!(good(&["recipes", "check", "verify-5"]).contains("valid"));
 }
+
+#[test]
+fn inspect_names_the_forms_of_palettes() {
+    let dir = tempfile::tempdir().unwrap();
+    for (recipe, scheme, storage) in [
+        ("v2", "uint6 lut", "constexpr_lut_to_dense(tensor<uint6, ["),
+        (
+            "sparse50",
+            "uint4 lut sparse",
+            "constexpr_sparse_to_dense(tensor<uint1, [",
+        ),
+        (
+            "lut8",
+            "uint4 lut int8",
+            "constexpr_lut_to_dense(tensor<uint4, [",
+        ),
+    ] {
+        let bundle = converted(dir.path(), "nano", recipe);
+        let package = bundle.join("chunk2.mlpackage");
+        let about = json(&["inspect", path(&package), "--format", "json"]);
+        let schemes = about["packages"][0]["schemes"].as_object().unwrap();
+        let names: Vec<&str> = schemes.keys().map(String::as_str).collect();
+        assert_eq!(names, ["fp16", scheme], "{recipe}");
+        let list = json(&["inspect", path(&package), "--weights", "--format", "json"]);
+        let weights = list["packages"][0]["functions"]["main"].as_array().unwrap();
+        let of_form = |w: &&serde_json::Value| w["storage"].as_str().unwrap().starts_with(storage);
+        let found: Vec<_> = weights.iter().filter(of_form).collect();
+        assert_eq!(
+            found.len() as u64,
+            schemes[scheme]["weights"].as_u64().unwrap()
+        );
+        let bytes: u64 = found.iter().map(|w| w["bytes"].as_u64().unwrap()).sum();
+        assert_eq!(
+            bytes,
+            schemes[scheme]["bytes"].as_u64().unwrap(),
+            "{recipe}"
+        );
+        // Nothing that only feeds a weight is listed by itself.
+        assert!(
+            weights
+                .iter()
+                .all(|w| w["shape"].as_array().unwrap().len() <= 4)
+        );
+    }
+}

@@ -3,7 +3,9 @@
 
 use gemma_coreml::quantize::linear::{quantize_int4_block, quantize_int8_channel};
 use gemma_coreml::quantize::scheme::PALETTE_BITS;
-use gemma_coreml::quantize::{Scratch, palettize_group, palettize_vectors};
+use gemma_coreml::quantize::{
+    Scratch, palettize_group, palettize_sparse, palettize_vectors, scale_luts,
+};
 use half::f16;
 use safetensors::SafeTensors;
 
@@ -137,6 +139,36 @@ fn palettes_of_vectors_are_no_worse_than_those_of_coremltools() {
             assert!(
                 ours <= theirs * (1.0 + MSE_TOLERANCE),
                 "{name}, {form:?}: {ours:e} above {theirs:e}"
+            );
+        }
+    }
+}
+
+#[test]
+fn int8_tables_and_sparse_palettes_are_no_worse_than_those_of_coremltools() {
+    let golden = Golden::read();
+    for name in ["bf16", "full"] {
+        let (_, weights) = golden.f16s(name);
+        let errors = golden.f64s(&format!("{name}.joint_mse"));
+        let mut scratch = Scratch::new();
+        scratch.histogram.add(&weights).unwrap();
+        let exact = scratch.fit(4).unwrap();
+        let scaled = scale_luts(&[exact.lut]).unwrap();
+        scratch.histogram.add(&weights).unwrap();
+        let int8 = scratch
+            .assign_to(scaled.luts[0].clone())
+            .unwrap()
+            .stats
+            .mse();
+        let (mut mask, mut indices) = (vec![0; weights.len()], vec![0; weights.len() / 2]);
+        let shape = (4, 50);
+        let sparse = palettize_sparse(&weights, shape, None, &mut scratch, &mut mask, &mut indices);
+        let sparse = sparse.unwrap().stats.mse();
+        for (what, ours, theirs) in [("int8", int8, errors[0]), ("sparse", sparse, errors[1])] {
+            println!("{name} {what}: {ours:e}, coremltools {theirs:e}");
+            assert!(
+                ours <= theirs * (1.0 + MSE_TOLERANCE),
+                "{name} {what}: {ours:e} above {theirs:e}"
             );
         }
     }

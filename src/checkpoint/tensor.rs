@@ -58,6 +58,19 @@ pub struct TensorView<'a> {
     pub(super) bytes: &'a [u8],
 }
 
+#[cfg(test)]
+impl<'a> TensorView<'a> {
+    /// fp16 elements that are in no file.
+    pub(crate) fn of_f16(name: &'a str, shape: &[usize], bytes: &'a [u8]) -> Self {
+        TensorView {
+            name,
+            shape: shape.to_vec(),
+            dtype: StoredDType::F16,
+            bytes,
+        }
+    }
+}
+
 impl<'a> TensorView<'a> {
     /// Number format in the file.
     pub fn dtype(&self) -> StoredDType {

@@ -356,3 +356,117 @@ impl SparseParts {
         self.mask_bits.push(mask, &mut self.mask)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::TensorView;
+    use crate::convert::tile::Buffers;
+    use crate::progress::NoProgress;
+
+    /// Sums of the same squares in another order.
+    const SUM_TOLERANCE: f64 = 1e-9;
+    const INPUTS: usize = 1100;
+    /// One group of 2048 channels: more than a tile, and no whole number of tiles.
+    const LENGTH: usize = 2048 * INPUTS;
+
+    /// What a way of streaming writes, part by part, and its errors.
+    fn written(
+        values: &[u8],
+        work: impl FnOnce(&mut Job<'_>) -> std::result::Result<ErrorStats, Stopped>,
+    ) -> (Vec<(Part, Vec<u8>)>, ErrorStats) {
+        let view = TensorView::of_f16("w", &[LENGTH / INPUTS, INPUTS], values);
+        let mut parts: Vec<(Part, Vec<u8>)> = Vec::new();
+        let mut buffers = Buffers::default();
+        let sink = &mut |part, bytes: &[u8]| {
+            match parts.last_mut() {
+                Some((last, all)) if *last == part => all.extend(bytes),
+                _ => parts.push((part, bytes.to_vec())),
+            }
+            Ok(())
+        };
+        let mut job = Job {
+            view: &view,
+            buffers: &mut buffers,
+            progress: &NoProgress,
+            sink,
+        };
+        let stats = work(&mut job).unwrap();
+        (parts, stats)
+    }
+
+    /// Few values of many magnitudes, so that magnitudes are equal across the border of tiles.
+    fn values() -> Vec<u8> {
+        let mut state = 1u32;
+        let value = |_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            f16::from_f32(((state >> 20) as f32 - 2048.0) / 1024.0).to_le_bytes()
+        };
+        (0..LENGTH).flat_map(value).collect()
+    }
+
+    #[test]
+    fn a_group_larger_than_a_tile_is_as_one_that_fits() {
+        const { assert!(LENGTH > TILE && !LENGTH.is_multiple_of(TILE)) };
+        let values = values();
+        let check = |what: &str, large: (Vec<_>, ErrorStats), small: (Vec<_>, ErrorStats)| {
+            let order = |parts: &[(Part, Vec<u8>)]| parts.iter().map(|p| p.0).collect::<Vec<_>>();
+            assert_eq!(order(&large.0), order(&small.0), "{what}");
+            assert!(large.0 == small.0, "{what}: the bytes differ");
+            assert_eq!(large.1.n, LENGTH as u64);
+            assert!(
+                (large.1.sse - small.1.sse).abs() <= SUM_TOLERANCE * small.1.sse,
+                "{what}"
+            );
+            assert_eq!(large.1.max_abs, small.1.max_abs, "{what}");
+        };
+        check(
+            "scalar",
+            written(&values, |job| job.large_groups(3, LENGTH)),
+            written(&values, |job| job.groups(3, LENGTH)),
+        );
+        check(
+            "vectors",
+            written(&values, |job| {
+                job.large_vector_groups((2, 2), LENGTH, INPUTS)
+            }),
+            written(&values, |job| job.vector_groups((2, 2), LENGTH, INPUTS)),
+        );
+        check(
+            "sparse",
+            written(&values, |job| job.large_sparse_groups((3, 33), LENGTH)),
+            written(&values, |job| job.sparse_groups((3, 33), LENGTH)),
+        );
+    }
+
+    #[test]
+    fn int8_tables_of_a_large_group_are_nearest_as_stored() {
+        let values = values();
+        let (parts, stats) = written(&values, |job| job.scaled_groups(4, LENGTH));
+        let [
+            (Part::Data, indices),
+            (Part::Lut, codes),
+            (Part::Scale, scale),
+        ] = parts.as_slice()
+        else {
+            panic!("{:?}", parts.iter().map(|p| p.0).collect::<Vec<_>>());
+        };
+        let scale = f16::from_le_bytes([scale[0], scale[1]]).to_f32();
+        let stored: Vec<f64> = codes
+            .iter()
+            .map(|&c| f16::from_f32(f32::from(c as i8) * scale).to_f64())
+            .collect();
+        let mut sse = 0.0;
+        for (i, value) in values.as_chunks::<2>().0.iter().enumerate() {
+            let value = f16::from_le_bytes(*value).to_f64();
+            let index = indices[i / 2] >> (i % 2 * 4) & 15;
+            let own = (value - stored[usize::from(index)]).abs();
+            assert!(
+                stored.iter().all(|entry| (value - entry).abs() >= own),
+                "{i}"
+            );
+            sse += own * own;
+        }
+        assert!((stats.sse - sse).abs() <= SUM_TOLERANCE * sse);
+    }
+}

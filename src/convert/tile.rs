@@ -149,7 +149,7 @@ impl Job<'_> {
     }
 
     /// Palettes for groups of `length` values, several to a tile.
-    fn groups(&mut self, nbits: u8, length: usize) -> std::result::Result<ErrorStats, Stopped> {
+    pub fn groups(&mut self, nbits: u8, length: usize) -> std::result::Result<ErrorStats, Stopped> {
         let mut total = ErrorStats::default();
         let mut luts: Vec<f16> = Vec::new();
         let mut packer = BitPacker::new(nbits).map_err(|e| self.failed(0, e))?;
@@ -189,7 +189,7 @@ impl Job<'_> {
     }
 
     /// Palettes for groups larger than a tile: each is read twice, for its histogram and for its indices.
-    fn large_groups(
+    pub fn large_groups(
         &mut self,
         nbits: u8,
         length: usize,

@@ -25,6 +25,7 @@ mod kernels;
 mod model;
 mod ops;
 mod packed;
+mod palette;
 mod plan;
 mod pool;
 mod rows;

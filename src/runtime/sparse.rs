@@ -1,6 +1,7 @@
 //! Sparse weights: a bit per element, and the elements whose bit is 1, in row-major order.
 
-use super::packed::{Coding, Palette, SharedBytes, each_code, palette_columns};
+use super::packed::{Coding, SharedBytes, each_code};
+use super::palette::{Palette, palette_columns};
 use super::tensor::elements;
 use std::sync::Arc;
 

@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::package::{Error, PartPlace, rewrite_package};
+use crate::package::{Binding, Error, Part, PartPlace, ReadValue, rewrite_package};
 
 /// Every way a weight can be stored; `tokens` is what differs between programs.
 fn every_storage(tokens: usize) -> Function {
     let mut b = FunctionBuilder::new("main");
     let x = b.input("x", DType::Fp16, &[1, 32, 1, tokens]).unwrap();
     let mut y = x;
-    for id in ["palette", "vectors", "int8", "int4", "dense", "again"] {
+    for id in &IDS[..8] {
         let w = b
-            .weight(DeferredConst::new(id, DType::Fp16, &[32, 32, 1, 1]))
+            .weight(DeferredConst::new(*id, DType::Fp16, &[32, 32, 1, 1]))
             .unwrap();
         y = b.conv(&y, &w, None, &Default::default()).unwrap();
     }
@@ -24,8 +24,8 @@ fn every_storage(tokens: usize) -> Function {
     b.finish().unwrap()
 }
 
-const IDS: [&str; 7] = [
-    "again", "palette", "vectors", "int8", "int4", "dense", "sma.ll",
+const IDS: [&str; 9] = [
+    "again", "palette", "vectors", "sparse", "lut8", "int8", "int4", "dense", "sma.ll",
 ];
 
 /// Stores each weight as its id says; `dense` and `again` have the same bytes.
@@ -49,6 +49,16 @@ impl ConstSource for Every {
                 lut_shape: vec![1, 1, 1, 1, 8, 2],
                 vector_axis: Some(1),
             },
+            "sparse" => Storage::PaletteSparse {
+                nbits: 3,
+                lut_shape: vec![4, 1, 1, 1, 8, 1],
+                vector_axis: None,
+                nonzero: 512,
+            },
+            "lut8" => Storage::PaletteInt8 {
+                nbits: 4,
+                lut_shape: vec![2, 1, 1, 1, 16, 1],
+            },
             "int8" => blocks(DType::Int8, [32, 1], true),
             "int4" => blocks(DType::Int4, [4, 2], false),
             _ => Storage::Dense,
@@ -62,7 +72,11 @@ impl ConstSource for Every {
     ) -> std::result::Result<(), BoxError> {
         for spec in self.storage(c)?.parts(c)? {
             let start = if c.id == "again" { 5 } else { c.id.len() };
-            let bytes: Vec<u8> = (0..spec.bytes).map(|i| start as u8 ^ i as u8).collect();
+            let byte = |i: u64| match spec.part {
+                Part::Mask => 0x55,
+                _ => start as u8 ^ i as u8,
+            };
+            let bytes: Vec<u8> = (0..spec.bytes).map(byte).collect();
             sink.write(spec.part, &bytes)?;
         }
         Ok(())
@@ -173,6 +187,51 @@ fn several_functions_share_the_weights_of_one() {
     let back = dir.path().join("back");
     rewritten(&back, &one, &over).unwrap();
     assert_eq!(bytes(&back), bytes(&donor));
+}
+
+#[test]
+fn a_mask_has_as_many_ones_as_there_are_elements() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("p");
+    fresh(&path, &Program::single(every_storage(1)));
+    let package = Package::open(&path).unwrap();
+    let mut ops = package.functions()["main"].ops.iter();
+    let op = ops.find(|op| op.name == "sparse_sparse").unwrap();
+    let Some(Binding::Value(ReadValue::Blob { offset, .. })) = op.input("indices_mask") else {
+        panic!("{op:?}");
+    };
+    let file = path.join(WEIGHTS_DIR).join(WEIGHT_FILE);
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[*offset] ^= 2;
+    fs::write(&file, bytes).unwrap();
+    let error = Package::open(&path).unwrap_err().to_string();
+    assert!(error.contains("513 ones for 512 elements"), "{error}");
+}
+
+#[test]
+fn names_of_ops_that_only_the_file_has_are_not_taken_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("p");
+    let mut b = FunctionBuilder::new("main");
+    let x = b.input("lut8_lut", DType::Fp16, &[1, 32, 1, 1]).unwrap();
+    let mut y = x;
+    for id in ["lut8", "sparse", "sparse_mask"] {
+        let w = DeferredConst::new(id, DType::Fp16, &[32, 32, 1, 1]);
+        let w = b.weight(w).unwrap();
+        y = b.conv(&y, &w, None, &Default::default()).unwrap();
+    }
+    b.output("y", &y).unwrap();
+    let program = Program::single(b.finish().unwrap());
+    let order = ["lut8", "sparse", "sparse_mask"].map(str::to_owned);
+    write_package(&path, &spec(&program, &order), &mut Every).unwrap();
+    let package = Package::open(&path).unwrap();
+    let f = &package.functions()["main"];
+    for name in ["lut8_lut_", "sparse_mask_", "sparse_nonzero"] {
+        assert!(f.type_of(name).is_some(), "{name}");
+    }
+    let over = dir.path().join("over");
+    rewrite_package(&over, &spec(&program, &order), &package).unwrap();
+    assert_eq!(bytes(&over), bytes(&path));
 }
 
 #[test]

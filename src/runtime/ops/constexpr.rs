@@ -3,7 +3,8 @@
 use crate::mil::{DType, OpType, TensorType};
 use crate::runtime::args::OpArgs;
 use crate::runtime::error::Result;
-use crate::runtime::packed::{Blocks, PackedWeight, Palette, SharedBytes};
+use crate::runtime::packed::{Blocks, PackedWeight, SharedBytes};
+use crate::runtime::palette::Palette;
 use crate::runtime::sparse;
 use crate::runtime::tensor::{Data, Precision};
 use crate::runtime::value::Constant;

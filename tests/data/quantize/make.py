@@ -10,6 +10,7 @@ Tensors (fp16 unless said otherwise; one group per matrix where the matrix is pa
     NAME.indices4       its indices at 4 bits (uint8), for one of them
     small               16x64, two groups of 8 channels; small.mse (f64, [6]): here coremltools runs scikit-learn, inexact
     NAME.vector_mse     f64, [4]: the error of full and bf16 with vectors, for VECTORS (bits of an index, cluster_dim) in turn
+    NAME.joint_mse      f64, [2]: 4 bits with an int8 table, and with the smaller half of the weights pruned first
     edge                rows that are zero, subnormal, constant, outliers, exact halves
     NAME.int8, NAME.int8_scale    int8 per channel (int8, fp16), for full and edge
     NAME.int4, NAME.int4_scale    int4 per block of 32 (int8, one per byte; fp16)
@@ -22,7 +23,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 logging.disable(logging.WARNING)
-from coremltools.optimize.coreml._quantization_passes import linear_quantize_weights, palettize_weights  # noqa: E402
+from coremltools.optimize.coreml._quantization_passes import (  # noqa: E402
+    linear_quantize_weights,
+    palettize_weights,
+    prune_weights,
+)
 
 BITS = (1, 2, 3, 4, 6, 8)
 VECTORS = ((4, 2), (6, 2), (4, 4), (8, 4))
@@ -54,6 +59,24 @@ def vector_errors(weights):
         stored = np.moveaxis(lut[index], -1, 1).reshape(weights.shape)
         errors.append(np.mean((weights.astype(np.float64) - stored) ** 2))
     return np.array(errors)
+
+
+def joint_errors(weights):
+    """Mean squared errors at 4 bits, one group: of an int8 table, and of the palette of what pruning leaves."""
+    params = palettize_weights.grouped_channelwise_compress(weights, "KMEANS", 4, 0, len(weights))
+    scaled = linear_quantize_weights.blockwise_compress_by_dtype(
+        params.lut, "int8", "LINEAR_SYMMETRIC", [0] * params.lut.ndim
+    )
+    lut = linear_quantize_weights.decompress(scaled).reshape(-1).astype(np.float64)
+    stored = lut[np.asarray(params.indices).astype(np.uint8)]
+    exact = weights.astype(np.float64)
+    int8_lut = np.mean((exact - stored) ** 2)
+    sparse = prune_weights.compress_by_magnitude(weights, 0.5)
+    nonzero = sparse.nonzero_data.reshape(1, -1)
+    params = palettize_weights.grouped_channelwise_compress(nonzero, "KMEANS", 4, 0, 1)
+    values = params.lut.reshape(-1).astype(np.float64)[np.asarray(params.indices).astype(np.uint8)]
+    lost = np.sum(exact**2) - np.sum(nonzero.astype(np.float64) ** 2)
+    return np.array([int8_lut, (lost + np.sum((nonzero - values) ** 2)) / weights.size])
 
 
 def integers(weights, dtype, blocks):
@@ -92,6 +115,7 @@ def main():
             tensors["bf16.indices4"] = indices[4]
     for name in ("full", "bf16"):
         tensors[f"{name}.vector_mse"] = vector_errors(tensors[name])
+        tensors[f"{name}.joint_mse"] = joint_errors(tensors[name])
     for name in ("full", "edge"):
         weights = tensors[name]
         tensors[f"{name}.int8"], tensors[f"{name}.int8_scale"] = integers(weights, "int8", [1, 0])
