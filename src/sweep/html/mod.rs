@@ -15,7 +15,7 @@ const STYLE: &str = include_str!("style.css");
 
 /// The class that gives a recipe its colour.
 fn colour(index: usize) -> usize {
-    index % 8
+    index % 12
 }
 
 /// The page of a sweep.
@@ -87,8 +87,8 @@ fn table(sweep: &Sweep) -> String {
     let mut out = String::from(
         "<section class=\"card\">\n<h2>Figures</h2>\n<p class=\"note\">A filled dot: no other recipe is both smaller and \
          closer. Bits count LUTs and scales. SQNR: signal to quantization noise over all weights of the packages.</p>\n\
-         <div class=\"scroll\"><table>\n<thead><tr><th>recipe</th><th>weights</th><th>bundle</th><th>bits per<br/>weight</th>\
-         <th>SQNR<br/>dB</th><th>KL mean ± se<br/>nats</th><th>KL<br/>p99</th><th>same<br/>top token</th><th>perplexity</th>",
+         <div class=\"scroll\"><table>\n<thead><tr><th>recipe</th><th>KL mean ± se<br/>nats</th><th>bundle</th><th>weights</th>\
+         <th>bits per<br/>weight</th><th>SQNR<br/>dB</th><th>KL<br/>p99</th><th>same<br/>top token</th><th>perplexity</th>",
     );
     if sweep.recall.is_some() {
         out.push_str("<th>recall</th>");
@@ -96,7 +96,7 @@ fn table(sweep: &Sweep) -> String {
     out.push_str("<th>conversion</th><th>memory</th></tr></thead>\n<tbody>\n");
     let _ = write!(
         out,
-        "<tr class=\"base\"><th scope=\"row\">f32 model</th><td></td><td></td><td></td><td></td><td>0</td><td>0</td>\
+        "<tr class=\"base\"><th scope=\"row\">f32 model</th><td>0</td><td></td><td></td><td></td><td></td><td>0</td>\
          <td></td><td>{:.4}</td>",
         sweep.perplexity
     );
@@ -125,19 +125,19 @@ fn row(out: &mut String, sweep: &Sweep, index: usize, r: &RecipeResult, scale: (
     };
     let _ = write!(
         out,
-        "<tr class=\"k{}\"><th scope=\"row\" title=\"{}\"><span class=\"swatch{hollow}\"></span>{}</th><td>{}</td><td>{}</td>\
-         <td>{:.3}</td><td>{}</td><td class=\"kl\">{} <span class=\"small\">± {}</span>\
-         <span class=\"meter\"><i style=\"width:{:.1}%\"></i></span></td><td>{}</td><td>{}</td><td>{:.4}</td>",
+        "<tr class=\"k{}\"><th scope=\"row\" title=\"{}\"><span class=\"swatch{hollow}\"></span>{}</th>\
+         <td class=\"kl\">{} <span class=\"small\">± {}</span><span class=\"meter\"><i style=\"width:{:.1}%\"></i></span></td>\
+         <td>{}</td><td>{}</td><td>{:.3}</td><td>{}</td><td>{}</td><td>{}</td><td>{:.4}</td>",
         colour(index),
         escape(&r.description),
         escape(&r.name),
-        megabytes(w.weight_bytes),
-        megabytes(w.bundle_bytes),
-        w.bits_per_weight,
-        w.sqnr_db.map_or("∞".to_string(), |db| format!("{db:.2}")),
         kl(f.kl_mean),
         kl(f.kl_stderr),
         filled.clamp(2.0, 100.0),
+        megabytes(w.bundle_bytes),
+        megabytes(w.weight_bytes),
+        w.bits_per_weight,
+        w.sqnr_db.map_or("∞".to_string(), |db| format!("{db:.2}")),
         kl(f.kl_p99),
         share(f.top1_agreement),
         f.perplexity,

@@ -135,8 +135,16 @@ fn plot(sweep: &Sweep, axis: &Axis, width: f64, height: f64) -> String {
     let front = pareto(&points);
     let steps = stairs(&mut out, &frame, &points, &front);
     let spots: Vec<(f64, f64)> = points.iter().map(|p| frame.at(p.0, p.1)).collect();
-    for (((index, recipe), spot), on) in recipes.iter().zip(&spots).zip(&front) {
-        point(&mut out, &frame, *index, recipe, *spot, *on);
+    // Those on the front lie on top.
+    for on in [false, true] {
+        for (((index, recipe), spot), _) in recipes
+            .iter()
+            .zip(&spots)
+            .zip(&front)
+            .filter(|(_, front)| **front == on)
+        {
+            point(&mut out, &frame, *index, recipe, *spot, on);
+        }
     }
     let names: Vec<&str> = recipes.iter().map(|(_, r)| r.name.as_str()).collect();
     for (i, place) in place(&frame, &spots, &names, &steps)
@@ -166,7 +174,7 @@ fn ticks(low: f64, high: f64, wanted: f64) -> Vec<f64> {
 fn grid(out: &mut String, frame: &Frame, axis: &Axis) {
     let [left, top, right, bottom] = frame.plot;
     let (low, high) = (frame.y.0 as i32, frame.y.1 as i32);
-    let skip = ((high - low) / 8 + 1).max(1);
+    let skip = ((high - low) / 9 + 1).max(1);
     for exponent in (low..=high).filter(|e| (e - low) % skip == 0) {
         let (_, y) = frame.at(frame.x.0, 10f64.powi(exponent));
         let _ = writeln!(
