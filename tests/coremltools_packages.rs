@@ -10,8 +10,8 @@ use common::every_op::{arithmetic, conv_and_quantize, function, movement, states
 use common::source::SeededSource;
 use gemma_coreml::mil::{DType, DeferredConst, FunctionBuilder, OpType, Program};
 use gemma_coreml::package::{
-    Binding, ModelDescription, Package, PackageReport, PackageSpec, ReadValue, Storage,
-    predict_weight_bytes, write_package,
+    Binding, ModelDescription, Package, PackageReport, PackageSpec, ReadFunction, ReadOp,
+    ReadValue, Storage, predict_weight_bytes, write_package,
 };
 use half::f16;
 
@@ -116,29 +116,90 @@ mod plain {
     }
 }
 
+/// The op of a function that makes a value.
+fn maker<'a>(function: &'a ReadFunction, value: &str) -> &'a ReadOp {
+    let mut ops = function.ops.iter();
+    ops.find(|op| op.outputs.iter().any(|(name, _)| name == value))
+        .unwrap()
+}
+
 /// The dense value of a constexpr op.
-fn dense(op: &gemma_coreml::package::ReadOp) -> Vec<f16> {
-    let value = |arg: &str| match op.input(arg) {
-        Some(Binding::Value(value)) => Some(value),
+fn dense(function: &ReadFunction, op: &ReadOp) -> Vec<f16> {
+    let made = |arg: &str| match op.input(arg) {
+        Some(Binding::Name(name)) => Some(maker(function, name)),
         _ => None,
     };
     let shape = &op.outputs[0].1.shape;
-    let count: usize = shape.iter().product();
-    if op.op_type == OpType::ConstexprBlockwiseShiftScale {
-        let (data, scale) = (value("data").unwrap(), value("scale").unwrap());
-        let (numbers, scales) = (plain::ints(data), plain::halves(scale));
-        let offsets = value("offset").map(plain::ints);
-        let one = |i: usize| {
-            let block = plain::group_of(i, shape, &scale.ty().shape);
-            let offset = offsets.as_ref().map_or(0, |o| o[block]);
-            f16::from_f32((numbers[i] - offset) as f32 * scales[block].to_f32())
-        };
-        return (0..count).map(one).collect();
+    match op.op_type {
+        OpType::ConstexprBlockwiseShiftScale => scaled(op),
+        OpType::ConstexprSparseToDense => {
+            let sparse = made("nonzero_data").unwrap();
+            let value = |arg: &str| in_place(sparse, arg).unwrap();
+            let (mask, data, lut) = (
+                value("indices_mask"),
+                plain::ints(value("indices_nonzero_data")),
+                value("lut"),
+            );
+            let bits = plain::ints(mask);
+            let mut data = data.into_iter();
+            let indices: Vec<Option<i32>> = bits
+                .iter()
+                .map(|&bit| (bit == 1).then(|| data.next().unwrap()))
+                .collect();
+            assert!(data.next().is_none());
+            look_up(
+                shape,
+                &mask.ty().shape,
+                &indices,
+                (&plain::halves(lut), &lut.ty().shape),
+            )
+        }
+        _ => {
+            let indices = in_place(op, "indices").unwrap();
+            let (table, lut) = match made("lut") {
+                Some(lut) => (scaled(lut), lut.outputs[0].1.shape.clone()),
+                None => {
+                    let lut = in_place(op, "lut").unwrap();
+                    (plain::halves(lut), lut.ty().shape)
+                }
+            };
+            let numbers: Vec<Option<i32>> = plain::ints(indices).into_iter().map(Some).collect();
+            look_up(shape, &indices.ty().shape, &numbers, (&table, &lut))
+        }
     }
-    let (indices, lut) = (value("indices").unwrap(), value("lut").unwrap());
-    let (numbers, table, lut) = (plain::ints(indices), plain::halves(lut), lut.ty().shape);
+}
+
+fn in_place<'a>(op: &'a ReadOp, arg: &str) -> Option<&'a ReadValue> {
+    match op.input(arg) {
+        Some(Binding::Value(value)) => Some(value),
+        _ => None,
+    }
+}
+
+fn scaled(op: &ReadOp) -> Vec<f16> {
+    let shape = &op.outputs[0].1.shape;
+    let (data, scale) = (
+        in_place(op, "data").unwrap(),
+        in_place(op, "scale").unwrap(),
+    );
+    let (numbers, scales) = (plain::ints(data), plain::halves(scale));
+    let offsets = in_place(op, "offset").map(plain::ints);
+    let one = |i: usize| {
+        let block = plain::group_of(i, shape, &scale.ty().shape);
+        let offset = offsets.as_ref().map_or(0, |o| o[block]);
+        f16::from_f32((numbers[i] - offset) as f32 * scales[block].to_f32())
+    };
+    (0..shape.iter().product()).map(one).collect()
+}
+
+/// What indices of shape `ishape` are looked up as; zero where there is none.
+fn look_up(
+    shape: &[usize],
+    ishape: &[usize],
+    indices: &[Option<i32>],
+    (table, lut): (&[f16], &[usize]),
+) -> Vec<f16> {
     let (entries, vector) = (lut[lut.len() - 2], lut[lut.len() - 1]);
-    let ishape = indices.ty().shape;
     let axis = (0..shape.len())
         .find(|&i| ishape[i] != shape[i])
         .unwrap_or(0);
@@ -147,10 +208,12 @@ fn dense(op: &gemma_coreml::package::ReadOp) -> Vec<f16> {
         let along = i / inner % shape[axis];
         let outer = i / inner / shape[axis];
         let at = (outer * ishape[axis] + along / vector) * inner + i % inner;
-        let group = plain::group_of(at, &ishape, &lut[..lut.len() - 2]);
-        table[(group * entries + numbers[at] as usize) * vector + along % vector]
+        let group = plain::group_of(at, ishape, &lut[..lut.len() - 2]);
+        let entry =
+            |index: i32| table[(group * entries + index as usize) * vector + along % vector];
+        indices[at].map_or(f16::ZERO, entry)
     };
-    (0..count).map(one).collect()
+    (0..shape.iter().product()).map(one).collect()
 }
 
 #[test]
@@ -167,20 +230,28 @@ fn weights_of_every_storage_decompress_as_in_coremltools() {
     let package = Package::open(&path).unwrap();
     let mut compared = BTreeSet::new();
     for op in &package.functions()["main"].ops {
-        if !op.op_type.is_constexpr() {
+        // The values of a sparse op are those of the op that takes them.
+        if !op.op_type.is_constexpr() || op.op_type == OpType::ConstexprLutToSparse {
             continue;
         }
         let (name, ty) = &op.outputs[0];
         let tensor = theirs.tensor(&format!("main/{name}")).unwrap();
         assert_eq!(tensor.shape(), ty.shape, "{name}");
-        let ours: Vec<u8> = dense(op).iter().flat_map(|x| x.to_le_bytes()).collect();
+        let ours: Vec<u8> = dense(&package.functions()["main"], op)
+            .iter()
+            .flat_map(|x| x.to_le_bytes())
+            .collect();
         assert!(
             ours == tensor.data(),
             "{name}: the decompressed weights differ"
         );
         compared.insert(op.op_type);
     }
-    assert_eq!(compared.len(), 2, "both constexpr ops are compared");
+    assert_eq!(
+        compared.len(),
+        3,
+        "constexpr ops with dense results are compared"
+    );
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use gemma_coreml::quantize::linear::{quantize_int4_block, quantize_int8_channel};
 use gemma_coreml::quantize::scheme::PALETTE_BITS;
-use gemma_coreml::quantize::{Scratch, palettize_group};
+use gemma_coreml::quantize::{Scratch, palettize_group, palettize_vectors};
 use half::f16;
 use safetensors::SafeTensors;
 
@@ -113,6 +113,32 @@ fn small_groups_are_no_worse_than_scikit_learn() {
             ours <= theirs * (1.0 + MSE_TOLERANCE),
             "{nbits} bits: {ours:e} above {theirs:e}"
         );
+    }
+}
+
+/// `VECTORS` of `make.py`: bits of an index, length of a vector.
+const VECTORS: [(u8, usize); 4] = [(4, 2), (6, 2), (4, 4), (8, 4)];
+
+#[test]
+fn palettes_of_vectors_are_no_worse_than_those_of_coremltools() {
+    let golden = Golden::read();
+    for name in ["bf16", "full"] {
+        let (shape, weights) = golden.f16s(name);
+        let errors = golden.f64s(&format!("{name}.vector_mse"));
+        for ((nbits, vector), theirs) in VECTORS.into_iter().zip(errors) {
+            let mut indices = vec![0; weights.len() / vector];
+            let form = (nbits, vector);
+            let mut scratch = Scratch::new();
+            let result =
+                palettize_vectors(&weights, shape[1], form, None, &mut scratch, &mut indices)
+                    .unwrap();
+            let ours = result.stats.mse();
+            println!("{name} {form:?}: {ours:e}, coremltools {theirs:e}");
+            assert!(
+                ours <= theirs * (1.0 + MSE_TOLERANCE),
+                "{name}, {form:?}: {ours:e} above {theirs:e}"
+            );
+        }
     }
 }
 

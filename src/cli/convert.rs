@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     context: Option<u32>,
 
-    /// Statistics of activations (`calibrate`), for a recipe that quantizes them
+    /// Statistics of the model's activations, made by `calibrate`, for recipes that ask for them
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
 
@@ -77,15 +77,18 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         force: args.force,
         context: args.context.map(|n| n as usize),
         only: args.only.clone(),
-        calibration: match &args.calibration {
-            Some(path) => Some(Arc::new(Stats::open(path).or_invalid()?)),
-            None => None,
-        },
+        calibration: open_calibration(args.calibration.as_deref())?,
         model_id: hub_id(&args.model),
     };
     let report =
         convert::convert(&checkpoint, &recipe, &args.output, &options, console).map_err(failure)?;
     print(&report, &chunks, console)
+}
+
+/// The statistics named, if any.
+pub(super) fn open_calibration(path: Option<&Path>) -> Result<Option<Arc<Stats>>> {
+    path.map(|path| Stats::open(path).map(Arc::new).or_invalid())
+        .transpose()
 }
 
 /// The recipe named, or the bundle's own when one package of it is rebuilt; with the rules of `--set`.

@@ -164,26 +164,59 @@ struct Weight {
     offset: usize,
 }
 
+/// The arguments of a constexpr op.
+fn given(op: &ReadOp) -> impl Iterator<Item = &Binding> {
+    let args = op.inputs.iter().filter(|_| op.op_type.is_constexpr());
+    args.flat_map(|(_, bindings)| bindings)
+}
+
+/// Ops whose results other constexpr ops take, by the names of the results.
+fn inner(function: &ReadFunction) -> BTreeMap<&str, &ReadOp> {
+    let ops = || function.ops.iter().filter(|op| op.op_type.is_constexpr());
+    let taken: BTreeSet<&str> = ops()
+        .flat_map(given)
+        .filter_map(|binding| match binding {
+            Binding::Name(name) => Some(name.as_str()),
+            Binding::Value(_) => None,
+        })
+        .collect();
+    let made = ops().flat_map(|op| op.outputs.iter().map(move |(name, _)| (name.as_str(), op)));
+    made.filter(|(name, _)| taken.contains(name)).collect()
+}
+
 /// Weights in files: constants and constexpr ops whose data is a blob.
 fn weights(function: &ReadFunction) -> Vec<Weight> {
     let mut all = Vec::new();
+    let inner = inner(function);
     for op in &function.ops {
+        if op.value.is_none() && !op.op_type.is_constexpr() {
+            continue;
+        }
         let Some((name, ty)) = op.outputs.first() else {
             continue;
         };
-        let values: Vec<&ReadValue> = match &op.value {
-            Some(value) => vec![value],
-            None if op.op_type.is_constexpr() => op
-                .inputs
+        // What another constexpr op makes a weight of is counted there.
+        if op.op_type.is_constexpr()
+            && op
+                .outputs
                 .iter()
-                .flat_map(|(_, bindings)| bindings)
-                .filter_map(|b| match b {
-                    Binding::Value(value) => Some(value),
-                    Binding::Name(_) => None,
-                })
-                .collect(),
-            None => continue,
-        };
+                .any(|(n, _)| inner.contains_key(n.as_str()))
+        {
+            continue;
+        }
+        let mut values: Vec<&ReadValue> = op.value.iter().collect();
+        let mut from = None;
+        for binding in given(op) {
+            match binding {
+                Binding::Value(value) => values.push(value),
+                Binding::Name(name) => from = inner.get(name.as_str()).copied().or(from),
+            }
+        }
+        let from_values = from.into_iter().flat_map(given);
+        values.extend(from_values.filter_map(|binding| match binding {
+            Binding::Value(value) => Some(value),
+            Binding::Name(_) => None,
+        }));
         let Some(offset) = values.iter().find_map(|v| match v {
             ReadValue::Blob { offset, .. } => Some(*offset),
             ReadValue::Immediate(_) => None,
@@ -195,9 +228,14 @@ fn weights(function: &ReadFunction) -> Vec<Weight> {
             name: name.clone(),
             shape: ty.shape.clone(),
             scheme: match (op.op_type, values.first()) {
-                (OpType::ConstexprLutToDense, Some(indices)) => {
-                    format!("{} lut", indices.ty().dtype)
-                }
+                (OpType::ConstexprLutToDense, Some(indices)) => match from {
+                    Some(_) => format!("{} lut int8", indices.ty().dtype),
+                    None => format!("{} lut", indices.ty().dtype),
+                },
+                (OpType::ConstexprSparseToDense, _) => match values.get(1) {
+                    Some(indices) => format!("{} lut sparse", indices.ty().dtype),
+                    None => ty.dtype.name().to_string(),
+                },
                 (OpType::ConstexprBlockwiseShiftScale, Some(data)) => {
                     format!("{} scaled", data.ty().dtype)
                 }

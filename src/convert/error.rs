@@ -56,52 +56,94 @@ pub enum Error {
         /// Which axis does not divide.
         source: crate::quantize::Error,
     },
-    /// The recipe needs statistics of activations and there are none.
+    /// A key of the recipe that does nothing for a scheme.
     #[error(
-        "recipe {recipe} needs statistics of the checkpoint's activations\n\
-         hint: measure them with `gemma-coreml calibrate` and give the file with --calibration; a bundle that is rewritten \
-         needs the same file again"
+        "tensor {tensor}: `{key}` is not for {scheme}\n\
+         hint: give the tensor another scheme with a rule, or leave `{key}` out"
     )]
-    NeedsCalibration {
-        /// Its name.
-        recipe: String,
+    NotForScheme {
+        /// HF name.
+        tensor: String,
+        /// Its scheme.
+        scheme: crate::quantize::Scheme,
+        /// The key.
+        key: &'static str,
     },
-    /// Statistics that would not change anything.
+    /// Error compensation, and importance of vectors and pruned weights, work on whole groups in memory.
     #[error(
-        "{path}: recipe {recipe} uses no statistics of activations\nhint: leave out --calibration, or choose another recipe"
+        "tensor {tensor}: a palette for {length} weights cannot be tuned this way, at most {most}\n\
+         hint: give it groups of channels with a rule"
     )]
-    UnusedCalibration {
-        /// The file.
+    LargeGroup {
+        /// HF name.
+        tensor: String,
+        /// Weights that share the palette.
+        length: usize,
+        /// The most that fit.
+        most: usize,
+    },
+    /// Statistics without matrices, where compensation needs them.
+    #[error(
+        "{path}: no second moments of the inputs of {tensor}, which `compensate` needs\n\
+         hint: `calibrate --full` stores them"
+    )]
+    NoMoments {
+        /// The statistics.
         path: PathBuf,
-        /// Name of the recipe.
-        recipe: String,
+        /// HF name.
+        tensor: String,
     },
     /// Statistics of another checkpoint.
     #[error(
-        "{path}: expected statistics of the checkpoint {expected}, the file has those of {got}\n\
-         hint: measure this checkpoint with `gemma-coreml calibrate`"
+        "{path}: statistics of another checkpoint: expected {expected}, they were measured on {got}"
     )]
-    OtherStatistics {
-        /// The file.
+    OtherCalibration {
+        /// The statistics.
         path: PathBuf,
         /// Fingerprint of the checkpoint that is converted.
         expected: String,
-        /// The one in the file.
+        /// The one in the statistics.
         got: String,
+    },
+    /// Statistics that are unreadable, or have none for a tensor.
+    #[error(transparent)]
+    Calibration(#[from] crate::calibrate::Error),
+    /// A recipe that needs statistics, and none.
+    #[error(
+        "recipe {recipe}: `{key}` needs statistics of a calibration\n\
+         hint: `gemma-coreml calibrate MODEL --text FILE -o stats.safetensors`, then --calibration stats.safetensors"
+    )]
+    NoCalibration {
+        /// The recipe.
+        recipe: String,
+        /// Its key.
+        key: &'static str,
     },
     /// An input whose int8 scale is beyond fp16.
     #[error(
         "tensor {tensor}: its input reaches {largest}: an int8 scale is beyond the range of fp16 (65504)"
     )]
     ActivationRange {
-        /// Name without prefix.
+        /// HF name.
         tensor: String,
         /// The largest magnitude of its range.
         largest: f32,
     },
-    /// Statistics that lack a tensor.
-    #[error(transparent)]
-    Calibration(#[from] crate::calibrate::Error),
+    /// A value that leaves the range of fp16 by its fold.
+    #[error(
+        "tensor {tensor}, element {element}: {value} times the factor {factor} of its fold is beyond the range of fp16 (65504)\n\
+         hint: a recipe without `scale` does not fold"
+    )]
+    FoldRange {
+        /// HF name.
+        tensor: String,
+        /// Position in the tensor.
+        element: usize,
+        /// The value.
+        value: f32,
+        /// The factor.
+        factor: f32,
+    },
     /// A row of a table, once scaled, is beyond fp16.
     #[error(
         "tensor {tensor}: row {row}: {value} times {factor} is beyond the range of fp16 (65504)"

@@ -12,7 +12,10 @@
 mod activations;
 mod error;
 mod facts;
+mod forms;
+mod input;
 mod journal;
+mod levers;
 mod pipeline;
 mod report;
 mod resolve;
@@ -22,6 +25,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 mod tile;
+mod tuning;
 mod units;
 
 pub use error::{Error, Fault, Result};
@@ -34,7 +38,7 @@ pub use task::bundle_recipe;
 const TOOL: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
 
 /// What a caller may choose beside the recipe.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
     /// Worker threads; all cores when `None`.
     pub threads: Option<usize>,
@@ -47,8 +51,7 @@ pub struct Options {
     /// Rebuild this package (`chunk4`) of the bundle at the output, with the recipe given, which may quantize in another way.
     /// All else is kept, tables and tokenizer included. `force` and `model_id` say nothing then.
     pub only: Option<String>,
-    /// Statistics of the checkpoint's activations, for a recipe that needs them; for one that does not they are an error. They
-    /// are needed again when a bundle is rewritten for another `context`: programs hold what was made of them.
+    /// Statistics of the inputs of the model's projections, for recipes that ask for them. They decide the bundle's bytes.
     pub calibration: Option<std::sync::Arc<crate::calibrate::Stats>>,
     /// Name of the model for `model_config.json` (a hub id, say); `gemma4` when `None`. It is part of the bundle's bytes.
     pub model_id: Option<String>,

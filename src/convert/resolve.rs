@@ -5,7 +5,8 @@ use crate::gemma::ModelPlan;
 use crate::graph::{ChunkSpec, WeightBinding, chunk_weights, packages};
 use crate::mil::DType;
 use crate::package::Storage;
-use crate::quantize::{Grouping, Scheme};
+use crate::quantize::sparse::kept;
+use crate::quantize::{Grouping, PaletteForm, Scheme};
 use crate::recipe::{Candidate, Recipe};
 
 /// One weight of one package with the scheme it is stored in.
@@ -156,17 +157,33 @@ fn storage(binding: &WeightBinding, scheme: Scheme) -> Storage {
     let outputs = shape.first().copied().unwrap_or(1);
     match scheme {
         Scheme::Fp16 => Storage::Dense,
-        Scheme::Palette { nbits, group } => {
+        Scheme::Palette { nbits, group, form } => {
             let groups = match group {
                 Grouping::Tensor => 1,
                 Grouping::Channels(n) => outputs / n.max(1),
             };
+            let (vector, vector_axis) = match form {
+                PaletteForm::Vector(size) => (size, Some(0)),
+                _ => (1, None),
+            };
             let mut lut_shape = ones(groups, 1);
-            lut_shape.extend([1 << nbits, 1]);
-            Storage::Palette {
-                nbits,
-                lut_shape,
-                vector_axis: None,
+            lut_shape.extend([1 << nbits, vector]);
+            match form {
+                PaletteForm::Scalar | PaletteForm::Vector(_) => Storage::Palette {
+                    nbits,
+                    lut_shape,
+                    vector_axis,
+                },
+                PaletteForm::Sparse(percent) => {
+                    let length = shape.iter().product::<usize>() / groups.max(1);
+                    Storage::PaletteSparse {
+                        nbits,
+                        lut_shape,
+                        vector_axis,
+                        nonzero: groups * kept(length, percent),
+                    }
+                }
+                PaletteForm::Lut8 => Storage::PaletteInt8 { nbits, lut_shape },
             }
         }
         Scheme::Int8Channel => Storage::Blockwise {

@@ -1,7 +1,9 @@
 //! Fills the constants of a package from the checkpoint.
 
 use super::error::Error;
-use super::resolve::Resolved;
+use super::input::Input;
+use super::levers::Levers;
+use super::resolve::{Resolved, matrix};
 use super::tile::{self, Buffers};
 use crate::bundle::provenance::TensorRecord;
 use crate::checkpoint::Checkpoint;
@@ -14,6 +16,7 @@ use std::collections::BTreeMap;
 /// The weights of one package: what the writer asks for, and a record of each.
 pub(super) struct Weights<'a> {
     checkpoint: &'a Checkpoint,
+    levers: Option<Levers<'a>>,
     by_id: BTreeMap<&'a str, &'a Resolved>,
     buffers: Buffers,
     progress: &'a dyn Progress,
@@ -27,10 +30,12 @@ impl<'a> Weights<'a> {
     pub fn new(
         checkpoint: &'a Checkpoint,
         weights: &'a [Resolved],
+        levers: Option<Levers<'a>>,
         progress: &'a dyn Progress,
     ) -> Self {
         Self {
             checkpoint,
+            levers,
             by_id: weights
                 .iter()
                 .map(|w| (w.binding.konst.id.as_str(), w))
@@ -54,8 +59,14 @@ impl<'a> Weights<'a> {
             .tensor(&binding.tensor, &binding.source_shape)
             .map_err(Error::from)?;
         self.progress.item(&binding.tensor);
+        let (factors, tuning) = match &mut self.levers {
+            Some(levers) => levers.of(weight)?,
+            None => Default::default(),
+        };
+        let input = Input::new(view, matrix(binding)[1], factors);
         let write = &mut |part, bytes: &[u8]| sink.write(part, bytes);
-        let stats = tile::stream(&view, weight, &mut self.buffers, self.progress, write)?;
+        let buffers = &mut self.buffers;
+        let stats = tile::stream(&input, weight, &tuning, buffers, self.progress, write)?;
         self.records.push(record(weight, &stats));
         Ok(())
     }

@@ -4,14 +4,13 @@
 //! result does not depend on the number of threads.
 
 use super::error::{Error, Result};
+use super::input::Input;
 use super::resolve::{Resolved, matrix};
-use crate::checkpoint::TensorView;
+use super::tuning::Tuning;
 use crate::package::Part;
 use crate::progress::Progress;
 use crate::quantize::linear::{add_errors, quantize_int4_block, quantize_int8_channel};
-use crate::quantize::{
-    BitPacker, ErrorStats, GroupResult, Grouping, Scheme, Scratch, palettize_group,
-};
+use crate::quantize::{BitPacker, ErrorStats, GroupResult, Grouping, PaletteForm, Scheme, Scratch};
 use half::f16;
 use rayon::prelude::*;
 use std::sync::Mutex;
@@ -19,7 +18,7 @@ use std::sync::Mutex;
 /// Values of a tensor in memory at a time. With 4 bytes of f32, 2 of fp16 and 1 of index each, a tile is 14 MB.
 pub(super) const TILE: usize = 1 << 21;
 /// Values one task works on where there are no groups.
-const STRIP: usize = 1 << 16;
+pub(super) const STRIP: usize = 1 << 16;
 
 /// Why a stream stopped: an [`Error`] of ours or the sink's I/O error.
 pub(super) type Stopped = Box<dyn std::error::Error + Send + Sync>;
@@ -30,18 +29,18 @@ pub(super) type Sink<'a> = &'a mut dyn FnMut(Part, &[u8]) -> std::io::Result<()>
 #[derive(Default)]
 pub(super) struct Buffers {
     floats: Vec<f32>,
-    values: Vec<f16>,
-    codes: Vec<u8>,
-    bytes: Vec<u8>,
-    scratch: Pool,
+    pub values: Vec<f16>,
+    pub codes: Vec<u8>,
+    pub bytes: Vec<u8>,
+    pub scratch: Pool,
 }
 
 /// Palettizer buffers, one per task at work.
 #[derive(Default)]
-struct Pool(Mutex<Vec<Scratch>>);
+pub(super) struct Pool(Mutex<Vec<Scratch>>);
 
 impl Pool {
-    fn with<T>(&self, work: impl FnOnce(&mut Scratch) -> T) -> T {
+    pub fn with<T>(&self, work: impl FnOnce(&mut Scratch) -> T) -> T {
         let taken = self.0.lock().ok().and_then(|mut free| free.pop());
         let mut scratch = taken.unwrap_or_default();
         let result = work(&mut scratch);
@@ -52,33 +51,43 @@ impl Pool {
     }
 }
 
-/// Streams `view` in the scheme that `resolved` names; returns the error against the checkpoint's values (fp16) or
+/// Streams `input` in the scheme that `resolved` names; returns the error against the checkpoint's values (fp16) or
 /// against the values rounded to fp16 (the other schemes).
 pub(super) fn stream(
-    view: &TensorView<'_>,
+    input: &Input<'_>,
     resolved: &Resolved,
+    tuning: &Tuning,
     buffers: &mut Buffers,
     progress: &dyn Progress,
     sink: Sink<'_>,
 ) -> std::result::Result<ErrorStats, Stopped> {
     let [outputs, inputs] = matrix(&resolved.binding);
     let mut job = Job {
-        view,
+        input,
+        tuning,
         buffers,
         progress,
         sink,
     };
     match resolved.scheme {
         Scheme::Fp16 => job.fp16(),
-        Scheme::Palette { nbits, group } => {
+        Scheme::Palette { nbits, group, form } => {
             let length = match group {
                 Grouping::Tensor => outputs * inputs,
                 Grouping::Channels(n) => n * inputs,
             };
-            if length > TILE {
-                job.large_groups(nbits, length)
-            } else {
-                job.groups(nbits, length)
+            match form {
+                PaletteForm::Scalar if length > TILE => job.large_groups(nbits, length),
+                PaletteForm::Scalar => job.groups(nbits, length),
+                PaletteForm::Vector(size) if length > TILE => {
+                    job.large_vector_groups((nbits, size), length, inputs)
+                }
+                PaletteForm::Vector(size) => job.vector_groups((nbits, size), length, inputs),
+                PaletteForm::Sparse(percent) if length > TILE => {
+                    job.large_sparse_groups((nbits, percent), length)
+                }
+                PaletteForm::Sparse(percent) => job.sparse_groups((nbits, percent), length),
+                PaletteForm::Lut8 => job.scaled_groups(nbits, length),
             }
         }
         Scheme::Int8Channel => job.linear(8, inputs, inputs),
@@ -86,20 +95,18 @@ pub(super) fn stream(
     }
 }
 
-struct Job<'a> {
-    view: &'a TensorView<'a>,
-    buffers: &'a mut Buffers,
-    progress: &'a dyn Progress,
-    sink: Sink<'a>,
+pub(super) struct Job<'a> {
+    pub input: &'a Input<'a>,
+    pub tuning: &'a Tuning,
+    pub buffers: &'a mut Buffers,
+    pub progress: &'a dyn Progress,
+    pub sink: Sink<'a>,
 }
 
 impl Job<'_> {
     /// Ranges of at most a tile, each whole multiples of `unit` values.
-    fn tiles(&self, unit: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
-        let (len, step) = (self.view.len(), (TILE / unit.max(1)).max(1) * unit.max(1));
-        (0..len)
-            .step_by(step)
-            .map(move |start| start..len.min(start.saturating_add(step)))
+    pub fn tiles(&self, unit: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+        within(&(0..self.input.view.len()), unit)
     }
 
     fn fp16(&mut self) -> std::result::Result<ErrorStats, Stopped> {
@@ -117,13 +124,13 @@ impl Job<'_> {
                 .par_chunks_mut(STRIP)
                 .zip(values.par_chunks_mut(STRIP))
                 .enumerate();
-            let view = self.view;
+            let input = self.input;
             let strips: Vec<Result<ErrorStats>> = strips
                 .map(|(i, (exact, stored))| {
                     let start = tile.start + i * STRIP;
                     let range = start..start + exact.len();
-                    view.read_f32(range.clone(), exact)?;
-                    view.read_f16(range, stored)?;
+                    input.read_f32(range.clone(), exact)?;
+                    input.read_f16(range, stored)?;
                     let mut stats = ErrorStats::default();
                     for (w, s) in exact.iter().zip(stored.iter()) {
                         stats.add(f64::from(*w), s.to_f64(), 1);
@@ -155,7 +162,7 @@ impl Job<'_> {
             } = &mut *self.buffers;
             values.resize(tile.len(), f16::ZERO);
             codes.resize(tile.len(), 0);
-            let (view, scratch) = (self.view, &*scratch);
+            let (input, tuning, scratch) = (self.input, self.tuning, &*scratch);
             let groups = values
                 .par_chunks_mut(length)
                 .zip(codes.par_chunks_mut(length))
@@ -163,9 +170,11 @@ impl Job<'_> {
             let groups: Vec<Result<GroupResult>> = groups
                 .map(|(i, (group, indices))| {
                     let start = tile.start + i * length;
-                    view.read_f16(start..start + group.len(), group)?;
-                    let result = scratch.with(|s| palettize_group(group, nbits, None, s, indices));
-                    result.map_err(|e| failed(view, start, e))
+                    input.read_f16(start..start + group.len(), group)?;
+                    let place = (start / input.inputs, input.inputs);
+                    let result =
+                        scratch.with(|s| tuning.palettize(group, place, nbits, s, indices));
+                    result.map_err(|e| failed(input, start, e))
                 })
                 .collect();
             for group in groups {
@@ -185,26 +194,32 @@ impl Job<'_> {
         nbits: u8,
         length: usize,
     ) -> std::result::Result<ErrorStats, Stopped> {
+        self.refuse(length, self.tuning.moments.is_some())?;
         let mut total = ErrorStats::default();
         let mut luts: Vec<f16> = Vec::new();
         let mut packer = BitPacker::new(nbits).map_err(|e| self.failed(0, e))?;
         let mut scratch = Scratch::new();
-        for start in (0..self.view.len()).step_by(length) {
-            let group = start..self.view.len().min(start + length);
-            for tile in within(&group) {
+        for start in (0..self.input.view.len()).step_by(length) {
+            let group = start..self.input.view.len().min(start + length);
+            for tile in within(&group, self.input.inputs) {
                 self.read(&tile)?;
-                let added = scratch.histogram.add(&self.buffers.values);
+                let values = &self.buffers.values;
+                let (row, inputs) = (tile.start / self.input.inputs, self.input.inputs);
+                let added = match self.tuning.importance(row, tile.len() / inputs, inputs) {
+                    None => scratch.histogram.add(values),
+                    Some(importance) => scratch.histogram.add_weighted(values, &importance),
+                };
                 added.map_err(|e| self.failed(tile.start, e))?;
             }
             let result = scratch.fit(nbits).map_err(|e| self.failed(start, e))?;
-            for tile in within(&group) {
+            for tile in within(&group, self.input.inputs) {
                 self.read(&tile)?;
                 let Buffers { values, codes, .. } = &mut *self.buffers;
                 codes.resize(tile.len(), 0);
                 let strips = values.par_chunks(STRIP).zip(codes.par_chunks_mut(STRIP));
                 let assigned: std::result::Result<(), _> =
                     strips.map(|(v, c)| scratch.assign(v, c)).collect();
-                assigned.map_err(|e| failed(self.view, tile.start, e))?;
+                assigned.map_err(|e| failed(self.input, tile.start, e))?;
                 self.push_codes(&mut packer, &tile)?;
             }
             total.merge(&result.stats);
@@ -223,13 +238,13 @@ impl Job<'_> {
     ) -> std::result::Result<ErrorStats, Stopped> {
         let mut total = ErrorStats::default();
         let blocks = inputs / block.max(1);
-        let mut scales = vec![f16::ZERO; self.view.len() / block.max(1)];
+        let mut scales = vec![f16::ZERO; self.input.view.len() / block.max(1)];
         let mut packer = BitPacker::new(nbits).map_err(|e| self.failed(0, e))?;
         for tile in self.tiles(inputs) {
             self.read(&tile)?;
             let Buffers { values, codes, .. } = &mut *self.buffers;
             codes.resize(tile.len(), 0);
-            let view = self.view;
+            let input = self.input;
             let first = tile.start / inputs;
             let scales = &mut scales[first * blocks..(tile.end / inputs) * blocks];
             let rows = values
@@ -240,7 +255,7 @@ impl Job<'_> {
             let rows: Vec<Result<ErrorStats>> = rows
                 .map(|(i, ((row, codes), scales))| {
                     linear_row(row, nbits, block, codes, scales)
-                        .map_err(|e| failed(view, tile.start + i * inputs, e))
+                        .map_err(|e| failed(input, tile.start + i * inputs, e))
                 })
                 .collect();
             for stats in rows {
@@ -253,7 +268,7 @@ impl Job<'_> {
     }
 
     /// Packs the codes of a tile and passes them on.
-    fn push_codes(
+    pub fn push_codes(
         &mut self,
         packer: &mut BitPacker,
         tile: &std::ops::Range<usize>,
@@ -262,14 +277,19 @@ impl Job<'_> {
         bytes.clear();
         packer
             .push(codes, bytes)
-            .map_err(|e| failed(self.view, tile.start, e))?;
+            .map_err(|e| failed(self.input, tile.start, e))?;
         (self.sink)(Part::Data, bytes)?;
         self.progress.advance(tile.len() as u64);
         Ok(())
     }
 
     /// The last bits of the data, then its look-up tables or scales.
-    fn finish(&mut self, mut packer: BitPacker, part: Part, values: &[f16]) -> std::io::Result<()> {
+    pub fn finish(
+        &mut self,
+        mut packer: BitPacker,
+        part: Part,
+        values: &[f16],
+    ) -> std::io::Result<()> {
         let bytes = &mut self.buffers.bytes;
         bytes.clear();
         packer.finish(bytes);
@@ -281,41 +301,56 @@ impl Job<'_> {
     }
 
     /// Reads a tile into `values` on all threads.
-    fn read(&mut self, tile: &std::ops::Range<usize>) -> Result<()> {
+    pub fn read(&mut self, tile: &std::ops::Range<usize>) -> Result<()> {
         let values = &mut self.buffers.values;
         values.resize(tile.len(), f16::ZERO);
-        let view = self.view;
+        let input = self.input;
         let strips: Vec<Result<()>> = values
             .par_chunks_mut(STRIP)
             .enumerate()
             .map(|(i, strip)| {
                 let start = tile.start + i * STRIP;
-                Ok(view.read_f16(start..start + strip.len(), strip)?)
+                input.read_f16(start..start + strip.len(), strip)
             })
             .collect();
         strips.into_iter().collect()
     }
 
-    fn failed(&self, start: usize, source: crate::quantize::Error) -> Error {
-        failed(self.view, start, source)
+    /// What `tuning` cannot do for a group larger than a tile.
+    pub fn refuse(&self, length: usize, tuned: bool) -> Result<()> {
+        match tuned {
+            true => Err(Error::LargeGroup {
+                tensor: self.input.view.name.to_string(),
+                length,
+                most: TILE,
+            }),
+            false => Ok(()),
+        }
+    }
+
+    pub fn failed(&self, start: usize, source: crate::quantize::Error) -> Error {
+        failed(self.input, start, source)
     }
 }
 
-fn failed(view: &TensorView<'_>, start: usize, source: crate::quantize::Error) -> Error {
+pub(super) fn failed(input: &Input<'_>, start: usize, source: crate::quantize::Error) -> Error {
     Error::Quantize {
-        tensor: view.name.to_string(),
+        tensor: input.view.name.to_string(),
         start,
         source,
     }
 }
 
-/// The tiles of one large group.
-fn within(group: &std::ops::Range<usize>) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
-    let end = group.end;
+/// The tiles of one large group, each whole multiples of `unit` values.
+pub(super) fn within(
+    group: &std::ops::Range<usize>,
+    unit: usize,
+) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+    let (end, step) = (group.end, (TILE / unit.max(1)).max(1) * unit.max(1));
     group
         .clone()
-        .step_by(TILE)
-        .map(move |start| start..end.min(start + TILE))
+        .step_by(step)
+        .map(move |start| start..end.min(start.saturating_add(step)))
 }
 
 /// One output channel to integers and scales; int4 as two's complement nibbles, one per byte.

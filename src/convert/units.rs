@@ -2,6 +2,7 @@
 
 use super::activations;
 use super::error::{Error, Result, disk_full};
+use super::levers::Levers;
 use super::pipeline::Build;
 use super::resolve::ResolvedChunk;
 use super::source::{Weights, tensor_record};
@@ -267,7 +268,14 @@ impl<'a> Build<'a> {
     fn write_chunk(&self, chunk: &ResolvedChunk, dir: &Path) -> Result<Vec<TensorRecord>> {
         let (graph, order) = self.graph(chunk)?;
         let package = layout::package_dir(&chunk.spec.name);
-        let mut source = Weights::new(self.job.checkpoint, &chunk.weights, self.progress);
+        let (job, weights) = (&self.job, &chunk.weights);
+        let rules = &job.task.recipe_of(&chunk.spec.name).quantize;
+        let levers = job
+            .task
+            .calibration
+            .as_deref()
+            .map(|stats| Levers::new(job.checkpoint, job.plan, rules, stats, weights));
+        let mut source = Weights::new(job.checkpoint, weights, levers, self.progress);
         let spec = PackageSpec {
             program: &graph.program,
             description: self.description(chunk),

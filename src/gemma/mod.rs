@@ -6,6 +6,7 @@
 
 mod error;
 mod experts;
+mod folds;
 mod layer;
 pub mod names;
 mod observe;
@@ -16,6 +17,7 @@ mod weights;
 
 pub use crate::checkpoint::LayerKind;
 pub use error::{Error, Result};
+pub use folds::Fold;
 pub use observe::Observer;
 pub use plan::{HeadGeom, KvRole, LayerPlan, ModelPlan, Moe, MoeCost, Producers};
 pub use rope::RopeSpec;

@@ -237,3 +237,28 @@ fn a4b_has_experts_in_every_layer() {
     assert!((3.5..4.0).contains(&billions(cost.model - cost.all + cost.chosen)));
     assert_eq!(e2b().moe_cost(), None);
 }
+
+#[test]
+fn folds_name_tensors_of_the_layer_and_fit() {
+    let plan = e2b();
+    for layer in &plan.layers {
+        let shapes: std::collections::BTreeMap<_, _> =
+            plan.layer_tensors(layer).into_iter().collect();
+        let folds = plan.folds(layer);
+        for fold in &folds {
+            let channels = shapes[&fold.source][0];
+            for consumer in &fold.consumers {
+                assert_eq!(shapes[consumer].last(), Some(&channels), "{consumer}");
+            }
+        }
+        let attention = &folds[1];
+        assert_eq!(
+            attention.source,
+            format!("layers.{}.input_layernorm.weight", layer.index)
+        );
+        assert_eq!(
+            attention.consumers.len(),
+            if layer.owns_kv() { 3 } else { 1 }
+        );
+    }
+}

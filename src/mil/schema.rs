@@ -101,6 +101,8 @@ const BOOL: &[DType] = &[Bool];
 const STRING: &[DType] = &[String];
 const PALETTE_INDEX: &[DType] = &[UInt1, UInt2, UInt3, UInt4, UInt6, UInt8];
 const LUT: &[DType] = &[Fp16, Fp32, Int8, UInt8];
+const SPARSE: &[DType] = &[Int4, UInt4, Int8, UInt8, Fp16, Fp32];
+const MASK: &[DType] = &[UInt1];
 const QUANTIZED: &[DType] = &[Int4, UInt4, Int8, UInt8, Fp16, Fp32];
 
 const fn tensor(name: &'static str, dtypes: &'static [DType], group: char) -> ArgSpec {
@@ -173,6 +175,16 @@ ops! {
         weight("lut", LUT, ' '),
         attr("vector_axis", INT32, DefaultValue::Absent),
     ]] "Palettized weight. `lut` is `[g0..gK-1, 2^n, vec]`.";
+    ConstexprLutToSparse "constexpr_lut_to_sparse" [&[
+        weight("indices_mask", MASK, ' '),
+        weight("indices_nonzero_data", PALETTE_INDEX, ' '),
+        weight("lut", LUT, ' '),
+        attr("vector_axis", INT32, DefaultValue::Absent),
+    ]] "Palettized elements of a sparse weight: its mask, and the elements where the mask is 1.";
+    ConstexprSparseToDense "constexpr_sparse_to_dense" [&[
+        weight("nonzero_data", SPARSE, ' '),
+        weight("mask", MASK, ' '),
+    ]] "The elements of a sparse weight where the mask is 1, zero elsewhere.";
     ConstexprBlockwiseShiftScale "constexpr_blockwise_shift_scale" [&[
         weight("data", QUANTIZED, ' '),
         weight("scale", FLOAT, ' '),
@@ -355,7 +367,10 @@ impl OpType {
     pub fn is_constexpr(self) -> bool {
         matches!(
             self,
-            OpType::ConstexprLutToDense | OpType::ConstexprBlockwiseShiftScale
+            OpType::ConstexprLutToDense
+                | OpType::ConstexprLutToSparse
+                | OpType::ConstexprSparseToDense
+                | OpType::ConstexprBlockwiseShiftScale
         )
     }
 }

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::WEIGHTS_DIR;
 use super::blob::HEADER_BYTES;
 use super::error::{Error, Result};
-use super::read::{Binding, Package, ReadOp, ReadValue};
+use super::read::{Binding, Package, ReadFunction, ReadOp, ReadValue};
 use super::storage::{Part, Storage};
 use super::write::{
     BlobPlace, ConstPlace, PackageReport, PackageSpec, PartPlace, StoredWeights, checked,
@@ -96,14 +96,19 @@ pub(crate) fn link_or_copy(from: &Path, to: &Path) -> io::Result<()> {
     File::open(to)?.sync_all()
 }
 
+/// An op and the function it is in.
+type Found<'a> = (&'a ReadFunction, &'a ReadOp);
+
 /// Every constant of a package by the name of its value; the first function that has it.
-fn constants(donor: &Package) -> HashMap<&str, &ReadOp> {
+fn constants(donor: &Package) -> HashMap<&str, Found<'_>> {
     let mut found = HashMap::new();
-    for op in donor.functions().values().flat_map(|f| &f.ops) {
-        if (op.op_type == OpType::Const || op.op_type.is_constexpr())
-            && let [(name, _)] = op.outputs.as_slice()
-        {
-            found.entry(name.as_str()).or_insert(op);
+    for f in donor.functions().values() {
+        for op in &f.ops {
+            if (op.op_type == OpType::Const || op.op_type.is_constexpr())
+                && let [(name, _)] = op.outputs.as_slice()
+            {
+                found.entry(name.as_str()).or_insert((f, op));
+            }
         }
     }
     found
@@ -112,7 +117,7 @@ fn constants(donor: &Package) -> HashMap<&str, &ReadOp> {
 /// Finds weights in a donor.
 struct Finder<'a> {
     donor: &'a Package,
-    ops: HashMap<&'a str, &'a ReadOp>,
+    ops: HashMap<&'a str, Found<'a>>,
     /// Hash of the hashes of all parts, as the writer makes it.
     content: Sha256,
     /// Hash of each blob and the weight that had it first, by file and offset.
@@ -132,7 +137,7 @@ impl Finder<'_> {
     /// Where the donor has a weight.
     fn place(&mut self, c: &DeferredConst) -> Result<ConstPlace> {
         let name = ident::sanitize(&c.id);
-        let Some(op) = self.ops.get(name.as_str()).copied() else {
+        let Some((function, op)) = self.ops.get(name.as_str()).copied() else {
             let got = format!("no constant `{name}`");
             return Err(self.fault(c, c.ty().to_string(), got));
         };
@@ -141,7 +146,7 @@ impl Finder<'_> {
         {
             return Err(self.fault(c, c.ty().to_string(), ty.to_string()));
         }
-        let Some((storage, values)) = stored(op) else {
+        let Some((storage, values)) = stored(function, op) else {
             let expected = "a const, a palette or blocks with all parts in place".to_owned();
             return Err(self.fault(c, expected, format!("`{}`", op.op_type)));
         };
@@ -192,26 +197,95 @@ impl Finder<'_> {
     }
 }
 
-/// Storage and parts of a constant; none if it is no op that the writer makes of a weight.
-fn stored(op: &ReadOp) -> Option<(Storage, Vec<(Part, &ReadValue)>)> {
-    let argument = |name: &str| match op.input(name) {
+/// The value in place of an argument.
+fn in_place<'a>(op: &'a ReadOp, arg: &str) -> Option<&'a ReadValue> {
+    match op.input(arg) {
         Some(Binding::Value(value)) => Some(value),
         _ => None,
+    }
+}
+
+/// The constexpr op of this type that makes what is bound to an argument.
+fn maker<'a>(
+    function: &'a ReadFunction,
+    op: &ReadOp,
+    arg: &str,
+    op_type: OpType,
+) -> Option<&'a ReadOp> {
+    let Some(Binding::Name(value)) = op.input(arg) else {
+        return None;
     };
+    let mut ops = function.ops.iter().filter(|op| op.op_type == op_type);
+    ops.find(|op| op.outputs.iter().any(|(name, _)| name == value))
+}
+
+/// The axis of vectors; outer none if it is not in place.
+fn vector_axis(op: &ReadOp) -> Option<Option<usize>> {
+    match op.input("vector_axis") {
+        None => Some(None),
+        Some(_) => Some(Some(integer(in_place(op, "vector_axis")?)?)),
+    }
+}
+
+fn width(indices: &ReadValue) -> Option<u8> {
+    u8::try_from(indices.ty().dtype.bits()).ok()
+}
+
+/// Storage and parts of a constant; none if it is no op that the writer makes of a weight.
+fn stored<'a>(
+    function: &'a ReadFunction,
+    op: &'a ReadOp,
+) -> Option<(Storage, Vec<(Part, &'a ReadValue)>)> {
+    let argument = |name: &str| in_place(op, name);
     match op.op_type {
         OpType::Const => Some((Storage::Dense, vec![(Part::Data, op.value.as_ref()?)])),
         OpType::ConstexprLutToDense => {
-            let (indices, lut) = (argument("indices")?, argument("lut")?);
-            let vector_axis = match op.input("vector_axis") {
-                None => None,
-                Some(_) => Some(integer(argument("vector_axis")?)?),
-            };
+            let indices = argument("indices")?;
+            let nbits = width(indices)?;
+            let scaled = OpType::ConstexprBlockwiseShiftScale;
+            if let Some(scaled) = maker(function, op, "lut", scaled) {
+                let (lut, scale) = (in_place(scaled, "data")?, in_place(scaled, "scale")?);
+                let storage = Storage::PaletteInt8 {
+                    nbits,
+                    lut_shape: lut.ty().shape,
+                };
+                let parts = [
+                    (Part::Data, indices),
+                    (Part::Lut, lut),
+                    (Part::Scale, scale),
+                ];
+                let plain = scaled.input("offset").is_none() && op.input("vector_axis").is_none();
+                return plain.then(|| (storage, parts.to_vec()));
+            }
+            let lut = argument("lut")?;
             let storage = Storage::Palette {
-                nbits: u8::try_from(indices.ty().dtype.bits()).ok()?,
+                nbits,
                 lut_shape: lut.ty().shape,
-                vector_axis,
+                vector_axis: vector_axis(op)?,
             };
             Some((storage, vec![(Part::Data, indices), (Part::Lut, lut)]))
+        }
+        OpType::ConstexprSparseToDense => {
+            let sparse = OpType::ConstexprLutToSparse;
+            let sparse = maker(function, op, "nonzero_data", sparse)?;
+            let (mask, indices) = (
+                in_place(sparse, "indices_mask")?,
+                in_place(sparse, "indices_nonzero_data")?,
+            );
+            let lut = in_place(sparse, "lut")?;
+            // The dense weight is made of both results of the one op.
+            let [(mask_name, _), (data_name, _)] = sparse.outputs.as_slice() else {
+                return None;
+            };
+            let is = |arg: &str, name: &String| matches!(op.input(arg), Some(Binding::Name(n)) if n == name);
+            let storage = Storage::PaletteSparse {
+                nbits: width(indices)?,
+                lut_shape: lut.ty().shape,
+                vector_axis: vector_axis(sparse)?,
+                nonzero: indices.ty().elements()?,
+            };
+            let parts = vec![(Part::Data, indices), (Part::Mask, mask), (Part::Lut, lut)];
+            (is("mask", mask_name) && is("nonzero_data", data_name)).then_some((storage, parts))
         }
         OpType::ConstexprBlockwiseShiftScale => {
             let (data, scale) = (argument("data")?, argument("scale")?);

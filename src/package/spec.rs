@@ -1,6 +1,6 @@
 //! From a program and the places of its weights to the protobuf model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::WEIGHTS_PREFIX;
 use super::error::{Error, Result};
@@ -128,11 +128,15 @@ fn feature(name: &str, ty: &TensorType, state: bool) -> pb::FeatureDescription {
 }
 
 fn function(f: &Function, places: &BTreeMap<String, ConstPlace>) -> Result<mil_pb::Function> {
-    let operations = f.ops.iter().map(|op| operation(op, places));
+    let mut names = Names::of(f);
+    let mut operations = Vec::with_capacity(f.ops.len());
+    for op in &f.ops {
+        operation(op, places, &mut names, &mut operations)?;
+    }
     let block = mil_pb::Block {
         inputs: vec![],
         outputs: f.outputs.clone(),
-        operations: operations.collect::<Result<_>>()?,
+        operations,
         attributes: BTreeMap::new(),
     };
     Ok(mil_pb::Function {
@@ -175,8 +179,35 @@ fn tensor_type(ty: &TensorType) -> mil_pb::ValueType {
     }
 }
 
-fn operation(op: &Op, places: &BTreeMap<String, ConstPlace>) -> Result<mil_pb::Operation> {
-    match &op.value {
+/// The names of a function's values and ops.
+struct Names(BTreeSet<String>);
+
+impl Names {
+    fn of(f: &Function) -> Self {
+        let inputs = f.inputs.iter().map(|input| input.name.clone());
+        let values = f.ops.iter().flat_map(|op| &op.outputs);
+        let values = values.map(|(name, _)| name.clone());
+        let ops = f.ops.iter().map(|op| op.name.clone());
+        Names(inputs.chain(values).chain(ops).collect())
+    }
+
+    /// A name that is not taken: `stem`, or `stem` with underscores behind it.
+    fn fresh(&mut self, mut stem: String) -> String {
+        while !self.0.insert(stem.clone()) {
+            stem.push('_');
+        }
+        stem
+    }
+}
+
+/// Adds an op of the program: one op of the file, or two where a weight needs them.
+fn operation(
+    op: &Op,
+    places: &BTreeMap<String, ConstPlace>,
+    names: &mut Names,
+    out: &mut Vec<mil_pb::Operation>,
+) -> Result<()> {
+    let made = match &op.value {
         None => {
             let inputs = op.inputs.iter().map(|(arg, names)| {
                 let bindings = names
@@ -184,57 +215,141 @@ fn operation(op: &Op, places: &BTreeMap<String, ConstPlace>) -> Result<mil_pb::O
                     .map(|name| binding::Binding::Name(name.clone()));
                 ((*arg).to_owned(), argument(bindings))
             });
-            Ok(raw_operation(op, op.op_type, inputs.collect(), None))
+            raw_operation(op, op.op_type, inputs.collect(), None)
         }
         Some(ConstValue::Immediate(v)) => {
             let val = Some(immediate(v));
-            Ok(raw_operation(op, OpType::Const, BTreeMap::new(), val))
+            raw_operation(op, OpType::Const, BTreeMap::new(), val)
         }
         Some(ConstValue::Deferred(c)) => {
             let place = places.get(&c.id).ok_or_else(|| Error::BlobOrder {
                 weight: c.id.clone(),
                 message: "is used and has no place",
             })?;
-            deferred(op, c, place)
+            deferred(op, c, place, names, out)?
         }
-    }
+    };
+    out.push(made);
+    Ok(())
 }
 
-/// A weight as `const` or constexpr op.
-fn deferred(op: &Op, c: &DeferredConst, place: &ConstPlace) -> Result<mil_pb::Operation> {
+/// A weight as `const` or constexpr op; an op that this one takes something from is added before.
+fn deferred(
+    op: &Op,
+    c: &DeferredConst,
+    place: &ConstPlace,
+    names: &mut Names,
+    out: &mut Vec<mil_pb::Operation>,
+) -> Result<mil_pb::Operation> {
+    let find = |part: Part| place.parts.iter().find(|(spec, _)| spec.part == part);
     let value_of = |part: Part| -> Result<Option<mil_pb::Value>> {
-        let found = place.parts.iter().find(|(spec, _)| spec.part == part);
-        found.map(|(spec, at)| part_value(spec, at)).transpose()
+        find(part)
+            .map(|(spec, at)| part_value(spec, at))
+            .transpose()
     };
+    let given = |part: Part| Ok::<_, Error>(value_of(part)?.map(binding::Binding::Value));
+    let axis = |axis: &Option<usize>| {
+        let axis = axis.map(|axis| immediate(&Immediate::int32(axis as i32)));
+        axis.map(binding::Binding::Value)
+    };
+    let mut name = |suffix: &str| names.fresh(format!("{}_{suffix}", op.name));
     let (op_type, args) = match &place.storage {
         Storage::Dense => {
             let val = value_of(Part::Data)?;
             return Ok(raw_operation(op, OpType::Const, BTreeMap::new(), val));
         }
         Storage::Palette { vector_axis, .. } => {
-            let axis = vector_axis.map(|axis| immediate(&Immediate::int32(axis as i32)));
             let args = vec![
-                ("indices", value_of(Part::Data)?),
-                ("lut", value_of(Part::Lut)?),
-                ("vector_axis", axis),
+                ("indices", given(Part::Data)?),
+                ("lut", given(Part::Lut)?),
+                ("vector_axis", axis(vector_axis)),
             ];
             (OpType::ConstexprLutToDense, args)
         }
+        Storage::PaletteSparse {
+            lut_shape,
+            vector_axis,
+            nonzero,
+            ..
+        } => {
+            let elements = nonzero * lut_shape.last().copied().unwrap_or(1);
+            let (mask, data) = (name("mask"), name("nonzero"));
+            let last = vec![
+                ("nonzero_data", Some(binding::Binding::Name(data.clone()))),
+                ("mask", Some(binding::Binding::Name(mask.clone()))),
+            ];
+            let args = vec![
+                ("indices_mask", given(Part::Mask)?),
+                ("indices_nonzero_data", given(Part::Data)?),
+                ("lut", given(Part::Lut)?),
+                ("vector_axis", axis(vector_axis)),
+            ];
+            let outputs = vec![
+                (mask, TensorType::new(DType::UInt1, &c.shape)),
+                (data, TensorType::new(c.dtype, &[elements])),
+            ];
+            out.push(before(
+                OpType::ConstexprLutToSparse,
+                name("sparse"),
+                args,
+                outputs,
+            ));
+            (OpType::ConstexprSparseToDense, last)
+        }
+        Storage::PaletteInt8 { lut_shape, .. } => {
+            let lut = name("lut");
+            let last = vec![
+                ("indices", given(Part::Data)?),
+                ("lut", Some(binding::Binding::Name(lut.clone()))),
+            ];
+            let args = vec![("data", given(Part::Lut)?), ("scale", given(Part::Scale)?)];
+            let outputs = vec![(lut.clone(), TensorType::new(c.dtype, lut_shape))];
+            out.push(before(
+                OpType::ConstexprBlockwiseShiftScale,
+                lut,
+                args,
+                outputs,
+            ));
+            (OpType::ConstexprLutToDense, last)
+        }
         Storage::Blockwise { .. } => {
             let args = vec![
-                ("data", value_of(Part::Data)?),
-                ("scale", value_of(Part::Scale)?),
-                ("offset", value_of(Part::Offset)?),
+                ("data", given(Part::Data)?),
+                ("scale", given(Part::Scale)?),
+                ("offset", given(Part::Offset)?),
             ];
             (OpType::ConstexprBlockwiseShiftScale, args)
         }
     };
     debug_assert_eq!(op.outputs.first().map(|(_, ty)| ty), Some(&c.ty()));
-    let inputs = args.into_iter().filter_map(|(arg, value)| {
-        let bound = binding::Binding::Value(value?);
-        Some((arg.to_owned(), argument([bound])))
-    });
-    Ok(raw_operation(op, op_type, inputs.collect(), None))
+    Ok(raw_operation(op, op_type, bound(args), None))
+}
+
+/// Arguments by name; none for one that is absent.
+type Given = Vec<(&'static str, Option<binding::Binding>)>;
+
+/// An op that only the file has.
+fn before(
+    op_type: OpType,
+    name: String,
+    args: Given,
+    outputs: Vec<(String, TensorType)>,
+) -> mil_pb::Operation {
+    let op = Op {
+        op_type,
+        name,
+        inputs: vec![],
+        outputs,
+        value: None,
+    };
+    raw_operation(&op, op_type, bound(args), None)
+}
+
+/// The arguments that are there.
+fn bound(args: Given) -> BTreeMap<String, mil_pb::Argument> {
+    let args = args.into_iter();
+    args.filter_map(|(arg, value)| Some((arg.to_owned(), argument([value?]))))
+        .collect()
 }
 
 fn argument(bindings: impl IntoIterator<Item = binding::Binding>) -> mil_pb::Argument {

@@ -17,6 +17,26 @@ pub enum Storage {
         /// The axis that vectors of `vec` elements lie along; none if `vec` is 1.
         vector_axis: Option<usize>,
     },
+    /// `constexpr_lut_to_sparse` and `constexpr_sparse_to_dense`: indices of the elements that are kept, a mask
+    /// of all (1 where one is kept), then an fp16 LUT. Elements that are not kept are zero.
+    PaletteSparse {
+        /// 1, 2, 3, 4, 6 or 8.
+        nbits: u8,
+        /// As for a palette, of the mask.
+        lut_shape: Vec<usize>,
+        /// As for a palette.
+        vector_axis: Option<usize>,
+        /// Indices that are kept.
+        nonzero: usize,
+    },
+    /// `constexpr_blockwise_shift_scale` and `constexpr_lut_to_dense`: indices, an int8 LUT, then one fp16 scale of
+    /// the LUT.
+    PaletteInt8 {
+        /// 1, 2, 3, 4, 6 or 8.
+        nbits: u8,
+        /// `[g0..gK-1, 2^nbits, 1]`.
+        lut_shape: Vec<usize>,
+    },
     /// `constexpr_blockwise_shift_scale`: quantized data, then fp16 scales, then offsets.
     Blockwise {
         /// int8, uint8, int4 or uint4.
@@ -33,9 +53,11 @@ pub enum Storage {
 pub enum Part {
     /// Dense data, LUT indices or quantized data.
     Data,
-    /// fp16 look-up tables of palettes.
+    /// Which elements of a sparse weight are kept.
+    Mask,
+    /// Look-up tables of palettes.
     Lut,
-    /// fp16 scales of blocks.
+    /// fp16 scales of blocks, or of a LUT.
     Scale,
     /// Offsets of blocks, in the element type of the data.
     Offset,
@@ -46,6 +68,7 @@ impl Part {
     pub fn name(self) -> &'static str {
         match self {
             Part::Data => "data",
+            Part::Mask => "mask",
             Part::Lut => "lut",
             Part::Scale => "scale",
             Part::Offset => "offset",
@@ -107,6 +130,19 @@ impl Storage {
                 lut_shape,
                 vector_axis,
             } => palette_parts(c, *nbits, lut_shape, *vector_axis),
+            Storage::PaletteSparse {
+                nbits,
+                lut_shape,
+                vector_axis,
+                nonzero,
+            } => sparse_parts(c, (*nbits, lut_shape, *vector_axis), *nonzero),
+            Storage::PaletteInt8 { nbits, lut_shape } => {
+                let mut parts = palette_parts(c, *nbits, lut_shape, None)?;
+                parts[1] = PartSpec::new(c, Part::Lut, DType::Int8, lut_shape)?;
+                let one = vec![1; lut_shape.len()];
+                parts.push(PartSpec::new(c, Part::Scale, DType::Fp16, &one)?);
+                Ok(parts)
+            }
             Storage::Blockwise {
                 data,
                 scale_shape,
@@ -165,6 +201,25 @@ fn palette_parts(
         PartSpec::new(c, Part::Data, index, &shape)?,
         PartSpec::new(c, Part::Lut, DType::Fp16, lut_shape)?,
     ])
+}
+
+/// Parts of a sparse palette: those of the palette, with the indices kept alone, and the mask between them.
+fn sparse_parts(
+    c: &DeferredConst,
+    (nbits, lut_shape, vector_axis): (u8, &[usize], Option<usize>),
+    nonzero: usize,
+) -> Result<Vec<PartSpec>> {
+    let mut parts = palette_parts(c, nbits, lut_shape, vector_axis)?;
+    let (index, all) = (parts[0].dtype, parts[0].shape.clone());
+    if nonzero > all.iter().product() {
+        return Err(storage_error(
+            c,
+            format!("{nonzero} elements of {} cannot be kept", c.ty()),
+        ));
+    }
+    parts[0] = PartSpec::new(c, Part::Data, index, &[nonzero])?;
+    parts.insert(1, PartSpec::new(c, Part::Mask, DType::UInt1, &all)?);
+    Ok(parts)
 }
 
 fn blockwise_parts(
@@ -237,6 +292,28 @@ mod tests {
         assert_eq!(parts[0].shape, [3, 4]);
         assert!(storage(None).parts(&konst(&[6, 4])).is_err());
         assert!(storage(Some(0)).parts(&konst(&[5, 4])).is_err());
+    }
+
+    #[test]
+    fn sparse_and_int8_palette_sizes() {
+        let bytes = |storage: &Storage, shape: &[usize]| -> Vec<u64> {
+            let parts = storage.parts(&konst(shape)).unwrap();
+            parts.iter().map(|p| p.bytes).collect()
+        };
+        let sparse = |nonzero| Storage::PaletteSparse {
+            nbits: 4,
+            lut_shape: vec![2, 1, 16, 1],
+            vector_axis: None,
+            nonzero,
+        };
+        assert_eq!(bytes(&sparse(45), &[8, 12]), [23, 12, 64]);
+        assert!(sparse(97).parts(&konst(&[8, 12])).is_err());
+        assert!(sparse(0).parts(&konst(&[8, 12])).is_err());
+        let int8 = Storage::PaletteInt8 {
+            nbits: 3,
+            lut_shape: vec![4, 1, 8, 1],
+        };
+        assert_eq!(bytes(&int8, &[8, 12]), [36, 32, 2]);
     }
 
     #[test]

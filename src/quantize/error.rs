@@ -11,7 +11,8 @@ pub enum Error {
     /// The text is not a weight scheme.
     #[error(
         "unknown scheme \"{text}\": {reason}; expected fp16, palette{{1,2,3,4,6,8}}-g<channels>, \
-         palette{{1,2,3,4,6,8}}-tensor, int8-channel or int4-block<size>"
+         palette{{1,2,3,4,6,8}}-tensor, either with -v2, -v4, \
+         -sparse<percent> or -lut8, int8-channel or int4-block<size>"
     )]
     Scheme {
         /// What was given.
@@ -31,10 +32,16 @@ pub enum Error {
         /// What was given.
         nbits: u8,
     },
+    /// A vector length that no palette has.
+    #[error("vectors of {vector} weights: expected 2 or 4")]
+    VectorSize {
+        /// What was given.
+        vector: usize,
+    },
     /// Channels (or inputs) that do not split into whole groups (or blocks).
     #[error("{len} {what} do not divide into groups of {group}")]
     NotDivisible {
-        /// "output channels" or "input channels".
+        /// "output channels", "input channels" or "channels of a group", "weights of a group".
         what: &'static str,
         /// Length of the axis.
         len: usize,
@@ -80,6 +87,20 @@ pub enum Error {
     Bin {
         /// Position of the bin.
         index: usize,
+    },
+    /// A byte budget that is too small.
+    #[error("a budget of {budget} bytes: at least {least} are needed")]
+    Budget {
+        /// Bytes of the smallest choices.
+        least: u64,
+        /// The budget.
+        budget: u64,
+    },
+    /// Second moments that no inputs have.
+    #[error("the {n} x {n} second moments are not positive definite, however much they are damped")]
+    NotPositive {
+        /// Number of inputs.
+        n: usize,
     },
     /// Nothing to quantize.
     #[error("an empty group has no palette")]

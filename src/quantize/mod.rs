@@ -5,25 +5,38 @@
 //! indices as one little-endian bit stream over the whole tensor (element `i` at bit `i * nbits`),
 //! int8 or int4 values with fp16 scales. Names, shapes of blobs and op types are the package's.
 //!
-//! Palettes are exact: [`kmeans`] finds the optimal 1-D k-means over the histogram of a group's fp16
-//! values, for any group size, any width and any importance.
+//! Palettes of single weights are exact: [`kmeans`] finds the optimal 1-D k-means over the histogram of a group's fp16
+//! values, for any group size, any width and any importance. Palettes of vectors ([`vector`]) are the best
+//! of several starts of Lloyd's iteration.
 
+pub mod budget;
+pub mod compensate;
 pub mod error;
+pub mod fold;
 pub mod fp16;
 pub mod histogram;
 pub mod kmeans;
 pub mod linear;
+pub mod moments;
 pub mod pack;
 pub mod palette;
+mod scaled;
 pub mod scheme;
+pub mod sparse;
 pub mod stats;
 mod sums;
 pub mod table;
+pub mod vector;
 
+pub use compensate::{Compensation, palettize_compensated};
 pub use error::{Error, Result};
 pub use fp16::narrow;
 pub use histogram::Histogram;
+pub use moments::Moments;
 pub use pack::{BitPacker, pack, packed_len, unpack};
 pub use palette::{GroupResult, Lut, Scratch, palettize_group};
-pub use scheme::{Grouping, Scheme, TableScheme};
+pub use scaled::{ScaledLuts, scale_luts};
+pub use scheme::{Grouping, PaletteForm, Scheme, TableScheme};
+pub use sparse::palettize_sparse;
 pub use stats::ErrorStats;
+pub use vector::palettize_vectors;

@@ -10,8 +10,8 @@ use super::kmeans::{Solver, clusters, mean};
 use super::scheme::PALETTE_BITS;
 use super::stats::ErrorStats;
 
-/// A look-up table of `2^nbits` fp16 values: ascending, then zeros for entries without a cluster,
-/// as coremltools writes it.
+/// A look-up table of `2^nbits` entries: ascending, then zeros for entries without a cluster, as
+/// coremltools writes it. An entry is an fp16 value, or a vector of them.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Lut {
     entries: Vec<f16>,
@@ -19,7 +19,21 @@ pub struct Lut {
 }
 
 impl Lut {
-    /// Every entry, `2^nbits`.
+    pub(super) fn new(entries: Vec<f16>, used: usize) -> Self {
+        Lut { entries, used }
+    }
+
+    /// A table of `2^nbits` entries: `entries` sorted, equal ones once, the rest zero.
+    pub(super) fn from_entries(entries: impl IntoIterator<Item = f16>, nbits: u8) -> Self {
+        let mut entries: Vec<f16> = entries.into_iter().collect();
+        entries.sort_by(f16::total_cmp);
+        entries.dedup_by(|a, b| a == b);
+        let used = entries.len();
+        entries.resize(1 << nbits, f16::ZERO);
+        Lut { entries, used }
+    }
+
+    /// The values of every entry, `2^nbits` of them, one after the other.
     pub fn entries(&self) -> &[f16] {
         &self.entries
     }
@@ -87,6 +101,17 @@ impl Scratch {
             return Err(Error::Empty);
         }
         let lut = self.table(nbits, weighted);
+        Ok(self.assign_bins(lut))
+    }
+
+    /// Assigns what was collected to a table that is there, whose used entries ascend, and empties the
+    /// histogram.
+    pub fn assign_to(&mut self, lut: Lut) -> Result<GroupResult> {
+        self.histogram.collect(&mut self.bins);
+        self.histogram.clear();
+        if self.bins.bits.is_empty() || lut.used == 0 {
+            return Err(Error::Empty);
+        }
         Ok(self.assign_bins(lut))
     }
 

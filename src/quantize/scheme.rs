@@ -19,8 +19,27 @@ pub enum Grouping {
     Channels(usize),
 }
 
+/// Lengths of the vectors that a palette may have.
+pub const VECTOR_SIZES: [usize; 2] = [2, 4];
+
+/// What the entries and indices of a palette are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PaletteForm {
+    /// One fp16 value per entry, one index per weight.
+    #[default]
+    Scalar,
+    /// Written `-v2`, `-v4`: an entry is that many weights of consecutive output channels at the same
+    /// input, and so is what an index stands for (coremltools: `cluster_dim`).
+    Vector(usize),
+    /// Written `-sparse50`: that percentage of the weights that share a table, rounded down and the smallest
+    /// first, are zero, 1 to 99; the others have an index.
+    Sparse(u8),
+    /// Written `-lut8`: entries are int8, with one fp16 scale for all tables of the tensor.
+    Lut8,
+}
+
 /// How the weights of one tensor are stored. Written `fp16`, `palette4-g32`, `palette4-tensor`,
-/// `int8-channel`, `int4-block32`.
+/// `palette6-g32-v2`, `int8-channel`, `int4-block32`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Scheme {
@@ -32,6 +51,8 @@ pub enum Scheme {
         nbits: u8,
         /// Who shares a table.
         group: Grouping,
+        /// What entries and indices are.
+        form: PaletteForm,
     },
     /// Symmetric int8 with one fp16 scale per output channel.
     Int8Channel,
@@ -44,15 +65,19 @@ impl Scheme {
     /// tensor; `channels` where each channel stands alone). Errors when they do not divide.
     pub fn channel_groups(&self, channels: usize) -> Result<usize> {
         match *self {
-            Scheme::Fp16
-            | Scheme::Palette {
-                group: Grouping::Tensor,
-                ..
-            } => Ok(1),
-            Scheme::Palette {
-                group: Grouping::Channels(group),
-                ..
-            } => divide("output channels", channels, group),
+            Scheme::Fp16 => Ok(1),
+            Scheme::Palette { group, form, .. } => {
+                let (groups, length) = match group {
+                    Grouping::Tensor => (1, channels),
+                    Grouping::Channels(length) => {
+                        (divide("output channels", channels, length)?, length)
+                    }
+                };
+                if let PaletteForm::Vector(size) = form {
+                    divide("channels of a group", length, size)?;
+                }
+                Ok(groups)
+            }
             Scheme::Int8Channel | Scheme::Int4Block(_) => Ok(channels),
         }
     }
@@ -78,14 +103,18 @@ impl fmt::Display for Scheme {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Scheme::Fp16 => f.write_str("fp16"),
-            Scheme::Palette {
-                nbits,
-                group: Grouping::Tensor,
-            } => write!(f, "palette{nbits}-tensor"),
-            Scheme::Palette {
-                nbits,
-                group: Grouping::Channels(n),
-            } => write!(f, "palette{nbits}-g{n}"),
+            Scheme::Palette { nbits, group, form } => {
+                match group {
+                    Grouping::Tensor => write!(f, "palette{nbits}-tensor")?,
+                    Grouping::Channels(n) => write!(f, "palette{nbits}-g{n}")?,
+                }
+                match form {
+                    PaletteForm::Scalar => Ok(()),
+                    PaletteForm::Vector(size) => write!(f, "-v{size}"),
+                    PaletteForm::Sparse(percent) => write!(f, "-sparse{percent}"),
+                    PaletteForm::Lut8 => f.write_str("-lut8"),
+                }
+            }
             Scheme::Int8Channel => f.write_str("int8-channel"),
             Scheme::Int4Block(n) => write!(f, "int4-block{n}"),
         }
@@ -122,18 +151,41 @@ impl FromStr for Scheme {
             .and_then(|n| u8::try_from(n).ok())
             .filter(|n| PALETTE_BITS.contains(n))
             .ok_or_else(|| wrong("no index type has that many bits"))?;
+        let (group, form) = match group.split_once('-') {
+            None => (group, PaletteForm::Scalar),
+            Some((group, form)) => (group, palette_form(form).map_err(wrong)?),
+        };
         let group = match group.strip_prefix('g') {
             _ if group == "tensor" => Grouping::Tensor,
-            Some(size) if size.contains("-v") => {
-                return Err(wrong("vector palettes are not supported"));
-            }
             Some(size) => Grouping::Channels(
                 positive(size).ok_or_else(|| wrong("the group size is not a positive number"))?,
             ),
             None => return Err(wrong("the grouping is neither g<channels> nor tensor")),
         };
-        Ok(Scheme::Palette { nbits, group })
+        Ok(Scheme::Palette { nbits, group, form })
     }
+}
+
+/// The form that stands behind the grouping; at most one.
+fn palette_form(text: &str) -> std::result::Result<PaletteForm, &'static str> {
+    if text == "lut8" {
+        return Ok(PaletteForm::Lut8);
+    }
+    if let Some(percent) = text.strip_prefix("sparse") {
+        let percent = positive(percent).and_then(|n| u8::try_from(n).ok());
+        return match percent.filter(|n| *n < 100) {
+            Some(percent) => Ok(PaletteForm::Sparse(percent)),
+            None => Err("sparse is 1 to 99 percent"),
+        };
+    }
+    if let Some(size) = text.strip_prefix('v') {
+        let size = positive(size).filter(|size| VECTOR_SIZES.contains(size));
+        return match size {
+            Some(size) => Ok(PaletteForm::Vector(size)),
+            None => Err("vectors have 2 or 4 weights"),
+        };
+    }
+    Err("a palette has one of the forms -v2, -v4, -sparse<percent>, -lut8, or none")
 }
 
 /// A plain decimal above zero: no sign, no leading zero, so that printing gives the text back.
@@ -219,6 +271,11 @@ mod tests {
             "palette4-g32",
             "palette6-tensor",
             "palette8-g16",
+            "palette6-g32-v2",
+            "palette8-tensor-v4",
+            "palette4-g32-sparse1",
+            "palette2-tensor-sparse99",
+            "palette4-g32-lut8",
             "int8-channel",
             "int4-block32",
         ] {
@@ -236,9 +293,19 @@ mod tests {
             ("palette4", "grouping is missing"),
             ("palette4-g0", "group size"),
             ("palette4-g032", "group size"),
-            ("palette4-g-1", "group size"),
+            ("palette4-g-1", "form"),
             ("palette4-rows", "neither"),
-            ("palette4-g32-v2", "vector"),
+            ("palette4-g32-v3", "vectors"),
+            ("palette4-g32-v02", "vectors"),
+            ("palette4-g32-v", "vectors"),
+            ("palette4-g32-v2-v2", "vectors"),
+            ("palette4-tensor-w2", "form"),
+            ("palette4-tensor-sparse", "percent"),
+            ("palette4-tensor-sparse0", "percent"),
+            ("palette4-tensor-sparse100", "percent"),
+            ("palette4-tensor-sparse050", "percent"),
+            ("palette4-tensor-lut4", "form"),
+            ("palette4-g32-lut8-v2", "form"),
             ("palette4-g", "group size"),
             ("palette+4-g32", "bits"),
             ("int4-block", "block size"),
@@ -265,6 +332,15 @@ mod tests {
                 group: 32
             })
         );
+        let scheme: Scheme = "palette4-g6-v4".parse().unwrap();
+        let error = scheme.channel_groups(12).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "6 channels of a group do not divide into groups of 4"
+        );
+        let scheme: Scheme = "palette4-tensor-v4".parse().unwrap();
+        assert_eq!(scheme.channel_groups(12), Ok(1));
+        assert!(scheme.channel_groups(14).is_err());
         let scheme: Scheme = "int4-block32".parse().unwrap();
         assert_eq!(scheme.input_blocks(64), Ok(2));
         assert!(scheme.input_blocks(33).is_err());

@@ -19,6 +19,9 @@
 //! otherwise = "palette4-tensor"   # optional; else a weight that does not fit its scheme is an error
 //! threshold = 2048                # weights of at most this many elements stay fp16
 //! tables = "rows-int8"
+//! importance = true               # optional; the next three need the statistics of a calibration
+//! scale = true                    # optional; powers of two folded into the tensor before
+//! compensate = { rounds = 4, damping = 0.01 }   # optional; GPTQ's order, then rounds of refinement
 //!
 //! activations = { ranges = "percentile", percentile = 99.99 }   # optional; int8 inputs of quantized layers; or ranges = "minmax"
 //!
@@ -43,7 +46,7 @@ use serde::Deserialize;
 
 pub use activations::Activations;
 pub use error::{Error, Result};
-pub use rules::{Candidate, Choice, Pattern, QuantRules, Reason, Rule};
+pub use rules::{Candidate, Choice, Compensate, Pattern, QuantRules, Reason, Rule};
 
 use crate::graph::{AttentionForm, CacheForm, FunctionKind, GraphOptions, Layout, PrefillPackages};
 
@@ -170,11 +173,6 @@ impl Recipe {
             .unwrap_or(DEFAULT_CONTEXT.min(max_positions))
     }
 
-    /// Whether a conversion needs statistics of the checkpoint's activations.
-    pub fn needs_calibration(&self) -> bool {
-        self.quantize.activations.is_some()
-    }
-
     /// What the packages are built for.
     pub fn graph_options(&self, context: usize) -> GraphOptions {
         GraphOptions {
@@ -212,9 +210,6 @@ impl Recipe {
                 "description: expected one line of text".to_owned(),
             ));
         }
-        if let Some(activations) = &self.quantize.activations {
-            activations.check().map_err(|e| ("activations", e))?;
-        }
         if self.context == Some(0) {
             return Err(("context", "context 0: expected at least 1 token".to_owned()));
         }
@@ -226,6 +221,7 @@ impl Recipe {
         }
         let options = self.graph_options(self.context.unwrap_or(DEFAULT_CONTEXT));
         options.check().map_err(|e| ("layout", e.to_string()))?;
+        self.quantize.check()?;
         for (i, function) in self.functions.iter().enumerate() {
             if self.functions[..i].contains(function) {
                 return Err(("functions", format!("function {function} is listed twice")));

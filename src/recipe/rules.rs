@@ -29,9 +29,29 @@ pub struct QuantRules {
     pub tables: TableScheme,
     /// How activations before quantized layers are quantized; not at all when absent.
     pub activations: Option<Activations>,
+    /// Palettes are fitted with each weight counted by the second moment of its input.
+    #[serde(default)]
+    pub importance: bool,
+    /// Channels are scaled by powers of two, folded into the tensor before them, so that a palette serves them better.
+    #[serde(default)]
+    pub scale: bool,
+    /// Indices are chosen so that weights make up for each other's errors.
+    pub compensate: Option<Compensate>,
     /// Exceptions; the last one that matches a tensor wins.
     #[serde(default)]
     pub rules: Vec<Rule>,
+}
+
+/// How errors are compensated; see [`crate::quantize::compensate`].
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Compensate {
+    /// Rounds of coordinate descent and of new palettes after the first pass.
+    #[serde(default)]
+    pub rounds: usize,
+    /// Share of the mean second moment that is added to every one.
+    #[serde(default = "default_damping")]
+    pub damping: f64,
 }
 
 /// One exception: tensors whose name the pattern finds get this scheme.
@@ -143,6 +163,38 @@ pub struct Choice {
 }
 
 impl QuantRules {
+    /// The key that asks for statistics of a calibration, where one does.
+    pub fn calibrated_by(&self) -> Option<&'static str> {
+        let keys = [
+            ("importance", self.importance),
+            ("scale", self.scale),
+            ("compensate", self.compensate.is_some()),
+            ("activations", self.activations.is_some()),
+        ];
+        keys.into_iter().find(|(_, set)| *set).map(|(key, _)| key)
+    }
+
+    /// What serde cannot see. The error is the key and what is wrong with it.
+    pub(super) fn check(&self) -> std::result::Result<(), (&'static str, String)> {
+        if let Some(activations) = &self.activations {
+            activations.check().map_err(|e| ("activations", e))?;
+            if self.scale {
+                let why = "activations: their ranges are measured without the folds of `scale`";
+                return Err(("activations", format!("{why}: leave one of them out")));
+            }
+        }
+        match self.compensate {
+            Some(c) if !(c.damping > 0.0 && c.damping <= 1.0) => Err((
+                "compensate",
+                format!(
+                    "compensate.damping {}: expected above 0, at most 1",
+                    c.damping
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Chooses a scheme for each weight, in the order given.
     ///
     /// # Errors
@@ -208,6 +260,10 @@ fn nothing_hint(pattern: &Pattern, weights: &[Candidate<'_>]) -> String {
         .find(|w| w.kind.is_quantizable())
         .map_or("layers.0.mlp.up_proj.weight", |w| w.name);
     format!("it is searched in tensor names without prefix, such as `{example}`")
+}
+
+fn default_damping() -> f64 {
+    crate::quantize::moments::DAMPING
 }
 
 fn default_threshold() -> usize {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::graph::WeightKind;
-use crate::quantize::{Grouping, Scheme, TableScheme};
+use crate::quantize::{Grouping, PaletteForm, Scheme, TableScheme};
 
 const GOOD: &str = r#"name = "mine"
 description = "a test"
@@ -65,14 +65,16 @@ fn the_default_is_what_ships() {
         recipe.quantize.default,
         Scheme::Palette {
             nbits: 4,
-            group: Grouping::Channels(32)
+            group: Grouping::Channels(32),
+            form: PaletteForm::Scalar,
         }
     );
     assert_eq!(
         recipe.quantize.otherwise,
         Some(Scheme::Palette {
             nbits: 4,
-            group: Grouping::Tensor
+            group: Grouping::Tensor,
+            form: PaletteForm::Scalar,
         })
     );
     assert_eq!(recipe.quantize.threshold, 2048);
@@ -321,12 +323,9 @@ fn activations_have_a_range() {
     assert_eq!(minmax.quantize.activations.unwrap().percentile(), 100.0);
     let percentile = read("{ ranges = \"percentile\", percentile = 99.9 }");
     assert_eq!(percentile.quantize.activations.unwrap().percentile(), 99.9);
-    assert!(percentile.needs_calibration());
-    assert!(
-        !Recipe::parse("mine.toml", GOOD)
-            .unwrap()
-            .needs_calibration()
-    );
+    assert_eq!(percentile.quantize.calibrated_by(), Some("activations"));
+    let folded = with("{ ranges = \"minmax\" }\nscale = true");
+    assert!(error_of(&folded).contains("folds"));
     for (value, part) in [
         ("{ ranges = \"percentile\", percentile = 0 }", "above 0"),
         ("{ ranges = \"percentile\", percentile = 100.5 }", "100.5"),

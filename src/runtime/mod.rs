@@ -29,6 +29,7 @@ mod plan;
 mod pool;
 mod rows;
 pub mod sampling;
+mod sparse;
 mod tensor;
 mod value;
 

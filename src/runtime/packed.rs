@@ -1,10 +1,12 @@
-//! Weights as they are stored: fp16, palette indices with their LUTs, or block-scaled integers.
+//! Weights as they are stored: fp16, palette indices with their LUTs, block-scaled integers, or the elements of a
+//! sparse weight with their mask.
 //!
 //! A weight of shape `[n0, n1, ...]` is seen as `n0` rows of `n1 * n2 * ...` columns. A row is decoded when it is needed;
 //! 4-bit palettes are multiplied without being decoded.
 
 use super::kernels::dot::{LANES, accumulate, dot, reduce};
 use super::kernels::math::round_f16;
+use super::sparse::Sparse;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use std::sync::Arc;
@@ -63,7 +65,13 @@ impl Coding {
 }
 
 /// Maps the `bits`-wide codes from element `first` on; the stream is little-endian, lowest bits first.
-fn each_code<T>(bytes: &[u8], bits: u32, first: usize, out: &mut [T], f: impl Fn(u8) -> T) {
+pub(super) fn each_code<T>(
+    bytes: &[u8],
+    bits: u32,
+    first: usize,
+    out: &mut [T],
+    f: impl Fn(u8) -> T,
+) {
     let mask = ((1u32 << bits) - 1) as u16;
     let mut bit = first * bits as usize;
     for o in out {
@@ -127,6 +135,7 @@ enum Form {
         /// Per column: scale within the row's group.
         columns: Vec<u32>,
     },
+    Sparse(Sparse),
 }
 
 /// A weight in its stored form.
@@ -162,28 +171,9 @@ impl PackedWeight {
 
     /// A palettized weight. `None` if shapes, LUT and bytes do not fit together.
     pub fn palette(palette: Palette, bytes: SharedBytes) -> Option<Self> {
-        let rank = palette.index_shape.len();
-        let (groups, rest) = palette.lut_shape.split_at_checked(rank)?;
-        let &[entries, vector] = rest else {
-            return None;
-        };
-        let fits = groups
-            .iter()
-            .zip(&palette.index_shape)
-            .all(|(&g, &n)| g > 0 && n % g == 0);
-        let full = super::tensor::elements(&palette.lut_shape) == Some(palette.lut.len());
-        let bits = palette.bits;
-        let valid = fits && full && (1..=8).contains(&bits) && entries == 1 << bits && vector > 0;
-        if !valid || (vector > 1 && palette.vector_axis >= rank) {
-            return None;
-        }
-        let mut shape = palette.index_shape.clone();
-        if vector > 1 {
-            let dim = &mut shape[palette.vector_axis];
-            *dim = dim.checked_mul(vector)?;
-        }
+        let shape = palette.shape()?;
         let index_elements = super::tensor::elements(&palette.index_shape)?;
-        let coding = Coding::Unsigned(bits);
+        let coding = Coding::Unsigned(palette.bits);
         if bytes.as_ref().as_ref().len() < coding.bytes(index_elements)? {
             return None;
         }
@@ -212,6 +202,21 @@ impl PackedWeight {
             .collect::<Option<Vec<u32>>>()?;
         let coding = blocks.coding;
         Self::new(shape, coding, bytes, Form::Blocks { blocks, columns })
+    }
+
+    /// A sparse weight of `shape` from its elements other than zero, and a mask with one bit per element. `None` if
+    /// the mask has another number of ones than there are elements, or the bytes are too few.
+    pub fn sparse(
+        shape: &[usize],
+        coding: Coding,
+        (bytes, elements): (SharedBytes, usize),
+        mask: SharedBytes,
+    ) -> Option<Self> {
+        let sparse = Sparse::new(shape, coding, elements, mask)?;
+        if bytes.as_ref().as_ref().len() < coding.bytes(elements)? {
+            return None;
+        }
+        Self::new(shape, Coding::Unsigned(0), bytes, Form::Sparse(sparse))
     }
 
     fn new(shape: &[usize], coding: Coding, bytes: SharedBytes, form: Form) -> Option<Self> {
@@ -249,6 +254,7 @@ impl PackedWeight {
         let bytes: &[u8] = self.bytes.as_ref().as_ref();
         match &self.form {
             Form::Plain(coding) => coding.read(bytes, row * self.cols, out),
+            Form::Sparse(sparse) => sparse.decode_row(bytes, row, out),
             Form::Palette { palette, columns } => {
                 let (index_row, lut) = palette.row(row);
                 let lut = &palette.lut[lut..];
@@ -330,12 +336,37 @@ impl PackedWeight {
 }
 
 impl Palette {
-    fn vector(&self) -> usize {
+    /// The shape of what is looked up. `None` if the shapes and the LUT do not fit together.
+    pub fn shape(&self) -> Option<Vec<usize>> {
+        let rank = self.index_shape.len();
+        let (groups, rest) = self.lut_shape.split_at_checked(rank)?;
+        let &[entries, vector] = rest else {
+            return None;
+        };
+        let fits = groups
+            .iter()
+            .zip(&self.index_shape)
+            .all(|(&g, &n)| g > 0 && n % g == 0);
+        let full = super::tensor::elements(&self.lut_shape) == Some(self.lut.len());
+        let bits = self.bits;
+        let valid = fits && full && (1..=8).contains(&bits) && entries == 1 << bits && vector > 0;
+        if !valid || rank == 0 || (vector > 1 && self.vector_axis >= rank) {
+            return None;
+        }
+        let mut shape = self.index_shape.clone();
+        if vector > 1 {
+            let dim = &mut shape[self.vector_axis];
+            *dim = dim.checked_mul(vector)?;
+        }
+        Some(shape)
+    }
+
+    pub fn vector(&self) -> usize {
         self.lut_shape[self.lut_shape.len() - 1]
     }
 
     /// Row of the indices that holds `row`, and where its LUTs start (the place in the vector included).
-    fn row(&self, row: usize) -> (usize, usize) {
+    pub fn row(&self, row: usize) -> (usize, usize) {
         let vector = self.vector();
         let (index_row, lane) = match vector > 1 && self.vector_axis == 0 {
             true => (row / vector, row % vector),
@@ -400,8 +431,8 @@ fn group_of(at: &[usize], shape: &[usize], groups: &[usize]) -> usize {
     dims.fold(0, |flat, ((&i, &n), &g)| flat * g + i / (n / g))
 }
 
-/// For [`Form::Palette`]: where each column finds its index and its LUT. `None` if it does not fit in `u32`.
-fn palette_columns(palette: &Palette, shape: &[usize]) -> Option<Vec<(u32, u32)>> {
+/// Where each column finds its index and its LUT. `None` if it does not fit in `u32`.
+pub(super) fn palette_columns(palette: &Palette, shape: &[usize]) -> Option<Vec<(u32, u32)>> {
     let rank = shape.len();
     let vector = palette.vector();
     let groups = &palette.lut_shape[1..rank];

@@ -196,10 +196,12 @@ impl Planner {
             &self.plan.values,
         );
         if op.op_type.is_constexpr() {
-            let constant = ops::constexpr(&args)?;
-            check_types(op, &[Derived::Type(constant.ty().clone())])?;
-            let (name, ty) = &op.outputs[0];
-            self.define(name, ty.clone(), Known::Constant(Arc::new(constant)));
+            let constants = ops::constexpr(&args)?;
+            let types = constants.iter().map(|c| Derived::Type(c.ty().clone()));
+            check_types(op, &types.collect::<Vec<_>>())?;
+            for ((name, ty), constant) in op.outputs.iter().zip(constants) {
+                self.define(name, ty.clone(), Known::Constant(Arc::new(constant)));
+            }
             return Ok(());
         }
         match op.op_type {

@@ -363,6 +363,24 @@ pub fn states_and_storages(o: &mut Ops) -> SeededSource {
     };
     source = source.with("vectors", storage);
     results.push(o.b.conv(&x, &vector, None, &Default::default()).unwrap());
+    for (id, vector, axis) in [("sparse", 1, None), ("sparse_vectors", 2, Some(0))] {
+        let weight = o.weight(id, &[32, 64, 1, 1]);
+        let storage = Storage::PaletteSparse {
+            nbits: 3,
+            lut_shape: vec![4, 1, 1, 1, 8, vector],
+            vector_axis: axis,
+            nonzero: 777,
+        };
+        source = source.with(id, storage);
+        results.push(o.b.conv(&x, &weight, None, &Default::default()).unwrap());
+    }
+    let scaled = o.weight("lut8", &[32, 64, 1, 1]);
+    let storage = Storage::PaletteInt8 {
+        nbits: 4,
+        lut_shape: vec![4, 1, 1, 1, 16, 1],
+    };
+    source = source.with("lut8", storage);
+    results.push(o.b.conv(&x, &scaled, None, &Default::default()).unwrap());
     for (data, offset) in [
         (DType::Int8, false),
         (DType::UInt8, true),

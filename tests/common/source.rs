@@ -41,6 +41,20 @@ impl SeededSource {
         let seed = self.seeds.get(&c.id).copied().unwrap_or_else(of_id);
         let mut rng = ChaCha8Rng::seed_from_u64(seed ^ spec.part as u64);
         let elements: usize = spec.shape.iter().product();
+        if let (Part::Mask, Some(Storage::PaletteSparse { nonzero, .. })) =
+            (spec.part, self.storages.get(&c.id))
+        {
+            let mut bytes = vec![0; spec.bytes as usize];
+            let mut left = *nonzero;
+            for at in 0..elements {
+                // Each of the rest has the same chance.
+                if rng.random_range(0..elements - at) < left {
+                    bytes[at / 8] |= 1 << (at % 8);
+                    left -= 1;
+                }
+            }
+            return bytes;
+        }
         match spec.dtype {
             DType::Fp16 => (0..elements)
                 .flat_map(|_| f16::from_f32(rng.random_range(-2.0f32..2.0)).to_le_bytes())

@@ -5,8 +5,8 @@ use gemma_coreml::bundle::{Bundle, npy::NpyTable};
 use gemma_coreml::checkpoint::Checkpoint;
 use gemma_coreml::evaluate::{RowSource, open_decoder};
 use gemma_coreml::gemma::{ModelPlan, rope};
-use gemma_coreml::package::{Binding, Package, ReadOp, ReadValue};
-use gemma_coreml::quantize::{Scratch, palettize_group};
+use gemma_coreml::package::{Binding, Package, ReadFunction, ReadOp, ReadValue};
+use gemma_coreml::quantize::{Scratch, palettize_group, palettize_vectors};
 use gemma_coreml::runtime::{DecodeOptions, Precision};
 use half::f16;
 use std::path::Path;
@@ -34,31 +34,69 @@ fn argument<'a>(op: &'a ReadOp, name: &str) -> &'a ReadValue {
 }
 
 /// The weight that an op of a package makes, unpacked: one value per element, row-major.
-pub fn unpacked(op: &ReadOp) -> Vec<f32> {
+pub fn unpacked(function: &ReadFunction, op: &ReadOp) -> Vec<f32> {
     let shape = &op.outputs[0].1.shape;
     let count: usize = shape.iter().product();
     let per_row = count / shape[0];
+    let made = |arg: &str| match op.input(arg) {
+        Some(Binding::Name(value)) => {
+            let makes = |op: &&ReadOp| op.outputs.iter().any(|(name, _)| name == value);
+            Some(function.ops.iter().find(makes).unwrap())
+        }
+        _ => None,
+    };
     match op.op_type.name() {
         "const" => halves(&op.value.as_ref().unwrap().bytes()),
         "constexpr_lut_to_dense" => {
-            let (indices, lut) = (argument(op, "indices"), argument(op, "lut"));
-            let lut_shape = lut.ty().shape;
-            let entries = lut_shape[lut_shape.len() - 2];
+            let indices = argument(op, "indices");
+            let (lut_shape, lut) = match made("lut") {
+                Some(lut) => (lut.outputs[0].1.shape.clone(), unpacked(function, lut)),
+                None => {
+                    let lut = argument(op, "lut");
+                    (lut.ty().shape, halves(&lut.bytes()))
+                }
+            };
+            let [entries, vector] = lut_shape[lut_shape.len() - 2..] else {
+                panic!("{lut_shape:?}");
+            };
             let nbits = entries.trailing_zeros() as usize;
             let group = count / lut_shape[0];
-            let lut = halves(&lut.bytes());
-            let indices = bits(&indices.bytes(), nbits, count);
-            indices
-                .iter()
-                .enumerate()
-                .map(|(i, &x)| lut[i / group * entries + usize::from(x)])
-                .collect()
+            let indices = bits(&indices.bytes(), nbits, count / vector);
+            // Vectors lie along the output channels.
+            let value = |i: usize| {
+                let (row, column) = (i / per_row, i % per_row);
+                let index = indices[row / vector * per_row + column];
+                lut[(i / group * entries + usize::from(index)) * vector + row % vector]
+            };
+            (0..count).map(value).collect()
+        }
+        "constexpr_sparse_to_dense" => {
+            let sparse = made("nonzero_data").unwrap();
+            let (mask, data) = (
+                argument(sparse, "indices_mask"),
+                argument(sparse, "indices_nonzero_data"),
+            );
+            let lut = argument(sparse, "lut");
+            let (lut_shape, lut) = (lut.ty().shape, halves(&lut.bytes()));
+            let entries = lut_shape[lut_shape.len() - 2];
+            let nonzero = data.ty().elements().unwrap();
+            let nbits = entries.trailing_zeros() as usize;
+            let mut indices = bits(&data.bytes(), nbits, nonzero).into_iter();
+            let group = count / lut_shape[0];
+            let mask = bits(&mask.bytes(), 1, count);
+            let value = |(i, keep): (usize, &u8)| match keep {
+                0 => 0.0,
+                _ => lut[i / group * entries + usize::from(indices.next().unwrap())],
+            };
+            let values = mask.iter().enumerate().map(value).collect();
+            assert!(indices.next().is_none());
+            values
         }
         "constexpr_blockwise_shift_scale" => {
             let (data, scale) = (argument(op, "data"), argument(op, "scale"));
             let scales = halves(&scale.bytes());
             let block = count / scales.len();
-            assert_eq!(per_row % block, 0);
+            assert!(per_row % block == 0 || scales.len() == 1);
             let four = data.ty().dtype.name() == "int4";
             let codes = bits(&data.bytes(), if four { 4 } else { 8 }, count);
             let value = |q: u8| {
@@ -105,33 +143,112 @@ fn expected(values: &[f16], outputs: usize, scheme: &str) -> Vec<f32> {
     if let Some(block) = scheme.strip_prefix("int4-block") {
         return integer(7.0, block.parse().unwrap());
     }
-    let (nbits, group) = scheme
-        .strip_prefix("palette")
-        .unwrap()
-        .split_once('-')
-        .unwrap();
-    let group = match group {
+    let mut fields = scheme.strip_prefix("palette").unwrap().split('-');
+    let nbits: u8 = fields.next().unwrap().parse().unwrap();
+    let group = match fields.next().unwrap() {
         "tensor" => values.len(),
         g => g.strip_prefix('g').unwrap().parse::<usize>().unwrap() * inputs,
     };
+    let form = fields.next();
+    if form == Some("lut8") {
+        return expected_int8(values, group, nbits);
+    }
+    if let Some(form) = form {
+        return values
+            .chunks(group)
+            .flat_map(|group| expected_form(group, inputs, nbits, form))
+            .collect();
+    }
     let (mut scratch, mut indices) = (Scratch::new(), vec![0; group]);
     let mut out = Vec::new();
     for group in values.chunks(group) {
-        let result = palettize_group(
-            group,
-            nbits.parse().unwrap(),
-            None,
-            &mut scratch,
-            &mut indices,
-        )
-        .unwrap();
+        let result = palettize_group(group, nbits, None, &mut scratch, &mut indices).unwrap();
         let lut = result.lut.entries();
         out.extend(indices.iter().map(|&i| lut[usize::from(i)].to_f32()));
     }
     out
 }
 
-fn op<'a>(package: &'a Package, tensor: &str) -> &'a ReadOp {
+/// Palettes over groups of `group` values, their tables rounded to int8 with one scale: every weight at the nearest
+/// entry, as the reader computes it.
+fn expected_int8(values: &[f16], group: usize, nbits: u8) -> Vec<f32> {
+    let mut scratch = Scratch::new();
+    let mut indices = vec![0; group];
+    let luts: Vec<Vec<f32>> = values
+        .chunks(group)
+        .map(|group| {
+            let result = palettize_group(group, nbits, None, &mut scratch, &mut indices).unwrap();
+            let entries = result.lut.entries()[..result.lut.used()].iter();
+            entries.map(|e| e.to_f32()).collect()
+        })
+        .collect();
+    let max = luts.iter().flatten().fold(0f32, |m, e| m.max(e.abs()));
+    let scale = f16::from_f32(max / 127.0).to_f32();
+    let code = |e: f32| {
+        f16::from_f32(e / scale)
+            .to_f32()
+            .round_ties_even()
+            .clamp(-127.0, 127.0)
+    };
+    let pairs = values.chunks(group).zip(&luts);
+    pairs
+        .flat_map(|(group, lut)| {
+            let stored = lut.iter().map(|e| f16::from_f32(code(*e) * scale).to_f32());
+            let stored: Vec<f32> = stored.collect();
+            group.iter().map(move |w| {
+                let mut best = stored[0];
+                for &entry in &stored {
+                    if (w.to_f32() - entry).abs() < (w.to_f32() - best).abs() {
+                        best = entry;
+                    }
+                }
+                best
+            })
+        })
+        .collect()
+}
+
+/// A group of a palette whose scheme ends in `form`.
+fn expected_form(group: &[f16], inputs: usize, nbits: u8, form: &str) -> Vec<f32> {
+    if let Some(percent) = form.strip_prefix("sparse") {
+        // The smallest by magnitude, the earlier of equal ones first.
+        let percent: usize = percent.parse().unwrap();
+        let mut order: Vec<usize> = (0..group.len()).collect();
+        order.sort_by(|&a, &b| {
+            let magnitude = |i: usize| group[i].to_f32().abs();
+            magnitude(a).total_cmp(&magnitude(b)).then(a.cmp(&b))
+        });
+        let mut keep = vec![true; group.len()];
+        for &i in &order[..group.len() * percent / 100] {
+            keep[i] = false;
+        }
+        let stays: Vec<f16> = (0..group.len())
+            .filter(|&i| keep[i])
+            .map(|i| group[i])
+            .collect();
+        let (mut scratch, mut indices) = (Scratch::new(), vec![0; stays.len()]);
+        let result = palettize_group(&stays, nbits, None, &mut scratch, &mut indices).unwrap();
+        let mut indices = indices.into_iter();
+        let mut value = |keep: bool| match keep {
+            false => 0.0,
+            true => result.lut.entries()[usize::from(indices.next().unwrap())].to_f32(),
+        };
+        return keep.into_iter().map(&mut value).collect();
+    }
+    let vector: usize = form.strip_prefix('v').unwrap().parse().unwrap();
+    let (mut scratch, mut indices) = (Scratch::new(), vec![0; group.len() / vector]);
+    let shape = (nbits, vector);
+    let result = palettize_vectors(group, inputs, shape, None, &mut scratch, &mut indices);
+    let result = result.unwrap();
+    let value = |i: usize| {
+        let (row, column) = (i / inputs, i % inputs);
+        let index = usize::from(indices[row / vector * inputs + column]);
+        result.lut.entries()[index * vector + row % vector].to_f32()
+    };
+    (0..group.len()).map(value).collect()
+}
+
+fn op<'a>(package: &'a Package, tensor: &str) -> (&'a ReadFunction, &'a ReadOp) {
     let id = tensor.replace('.', "_");
     let function = &package.functions()[package.default_function()];
     let found: Vec<&ReadOp> = function
@@ -140,7 +257,7 @@ fn op<'a>(package: &'a Package, tensor: &str) -> &'a ReadOp {
         .filter(|op| op.outputs.iter().any(|(n, _)| *n == id))
         .collect();
     assert_eq!(found.len(), 1, "{tensor}");
-    found[0]
+    (function, found[0])
 }
 
 /// Every weight of every package; the record's error against the one measured here.
@@ -160,7 +277,8 @@ fn check_packages(fixture_name: &str, out: &Path) {
             let view = checkpoint.tensor(&record.tensor, &shape).unwrap();
             let mut values = vec![f16::ZERO; view.len()];
             view.read_f16(0..view.len(), &mut values).unwrap();
-            let got = unpacked(op(&chunk.package, &record.tensor));
+            let (function, op) = op(&chunk.package, &record.tensor);
+            let got = unpacked(function, op);
             // All axes but the last make the output channels of a projection, those of a stack of matrices too.
             let outputs = shape[..shape.len().max(2) - 1].iter().product();
             let want = expected(&values, outputs, &record.scheme);
@@ -203,7 +321,17 @@ fn packages_hold_the_quantized_checkpoint() {
 #[test]
 fn other_palettes_are_in_the_packages_and_decode() {
     let model = fixture("nano");
-    for scheme in ["palette1-g32", "palette1-tensor", "palette3-g8"] {
+    for scheme in [
+        "palette1-g32",
+        "palette1-tensor",
+        "palette3-g8",
+        "palette4-g8-v4",
+        "palette3-tensor-v2",
+        "palette3-g8-sparse33",
+        "palette2-tensor-sparse90",
+        "palette3-g8-lut8",
+        "palette6-tensor-lut8",
+    ] {
         let mut recipe = gemma_coreml::recipe::Recipe::builtin("swa4-int4").unwrap();
         recipe.quantize.default = scheme.parse().unwrap();
         recipe.quantize.otherwise = None;

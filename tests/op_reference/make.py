@@ -21,6 +21,8 @@ from coremltools.converters.mil.mil import Builder as mb  # noqa: E402
 from coremltools.converters.mil.mil.ops.defs.iOS18.compression import (  # noqa: E402
     constexpr_blockwise_shift_scale,
     constexpr_lut_to_dense,
+    constexpr_lut_to_sparse,
+    constexpr_sparse_to_dense,
 )
 
 HERE = pathlib.Path(__file__).parent
@@ -418,6 +420,39 @@ for dtype, low, high in [("int8", -128, 128), ("uint8", 0, 256), ("int4", -8, 8)
             dense = constexpr_blockwise_shift_scale.decompress(data, scale, args.get("offset"))
             add("constexpr_blockwise_shift_scale", "coremltools", args, [dense],
                 f"{dtype}_{name}{'_offset' if offset else ''}", dtypes=dtypes)
+
+# Sparse weights: a mask and elements only make a dense weight together, so both ops have the arguments of the first and
+# the result of the second.
+for bits, name, shape, groups, vector, axis in [
+    (4, "tensor", (8, 6), (1, 1), 1, None),
+    (2, "groups", (8, 7), (4, 1), 1, None),
+    (3, "conv_groups", (8, 6, 1, 1), (2, 1, 1, 1), 1, None),
+    (1, "two_axes", (4, 6), (2, 3), 1, None),
+    (6, "vector_rows", (4, 6), (2, 1), 2, 0),
+    (8, "vector_columns", (4, 5), (2, 1), 2, 1),
+]:
+    for op in ["constexpr_lut_to_sparse", "constexpr_sparse_to_dense"]:
+        mask = (rng.random(shape) < (0.4 if op == "constexpr_lut_to_sparse" else 0.8)).astype(np.uint8)
+        data = rng.integers(0, 2**bits, int(mask.sum())).astype(np.uint8)
+        lut = f(*groups, 2**bits, vector)
+        args = {"indices_mask": mask, "indices_nonzero_data": data, "lut": lut}
+        if axis is not None:
+            args["vector_axis"] = np.int32(axis)
+        kept, values = constexpr_lut_to_sparse.decompress(mask, data, lut, axis)
+        dense = constexpr_sparse_to_dense.decompress(values, kept)
+        add(op, "coremltools", args, [dense], f"{bits}bit_{name}",
+            dtypes={"indices_mask": "uint1", "indices_nonzero_data": f"uint{bits}"})
+
+# int8 tables: the op that scales them, and the look-up in the result.
+for bits, shape, groups in [(4, (8, 6), (4, 1)), (3, (8, 6, 1, 1), (2, 1, 1, 1))]:
+    indices = rng.integers(0, 2**bits, shape).astype(np.uint8)
+    codes = rng.integers(-127, 128, (*groups, 2**bits, 1)).astype(np.int8)
+    scale = np.full((1,) * codes.ndim, 0.0123, np.float16)
+    lut = constexpr_blockwise_shift_scale.decompress(codes, scale, None)
+    assert lut.dtype == np.float16
+    dense = constexpr_lut_to_dense.decompress(indices, lut, None).astype(np.float32)
+    args = {"indices": indices, "lut": codes, "scale": scale.astype(np.float32)}
+    add("constexpr_lut_to_dense", "coremltools", args, [dense], f"{bits}bit_int8_lut", dtypes={"indices": f"uint{bits}"})
 
 # ---- states: the sum of what was fed, after each of three runs ------------------------------------------------------
 steps = [f(2, 3) for _ in range(3)]

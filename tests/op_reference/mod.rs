@@ -61,7 +61,20 @@ fn read_case(case: &serde_json::Value, tensors: &safetensors::SafeTensors<'_>) -
     let args = case["args"].as_object().unwrap().iter();
     let args = args.map(|(name, value)| {
         let spec = op.args().iter().find(|spec| spec.name == name);
-        let name = spec.map_or("val", |spec| spec.name);
+        let name = match spec {
+            Some(spec) => spec.name,
+            // Arguments of the op that makes the LUT, or of the one before `constexpr_sparse_to_dense`.
+            None => [
+                "indices_mask",
+                "indices_nonzero_data",
+                "lut",
+                "vector_axis",
+                "scale",
+            ]
+            .into_iter()
+            .find(|known| known == name)
+            .unwrap_or("val"),
+        };
         let arg = match value.get("attr") {
             Some(serde_json::Value::Bool(flag)) => Arg::Bool(*flag),
             Some(text) => Arg::Text(text.as_str().unwrap().to_owned()),
@@ -372,12 +385,41 @@ impl OneOp {
             })
         };
         let shape = case.outputs[0].shape.clone();
+        let vector_axis = get("vector_axis").map(|axis| axis.ints[0] as usize);
+        if let Some(mask) = get("indices_mask") {
+            let (data, lut) = (get("indices_nonzero_data").unwrap(), get("lut").unwrap());
+            let storage = Storage::PaletteSparse {
+                nbits: data.dtype.bits() as u8,
+                lut_shape: lut.shape.clone(),
+                vector_axis,
+                nonzero: data.ints.len(),
+            };
+            let parts = vec![
+                (Part::Data, data.packed()),
+                (Part::Mask, mask.packed()),
+                (Part::Lut, lut.packed()),
+            ];
+            return self.weight("w", DType::Fp16, &shape, storage, parts);
+        }
+        if let (Some(indices), Some(scale)) = (get("indices"), get("scale")) {
+            let lut = get("lut").unwrap();
+            let storage = Storage::PaletteInt8 {
+                nbits: indices.dtype.bits() as u8,
+                lut_shape: lut.shape.clone(),
+            };
+            let parts = vec![
+                (Part::Data, indices.packed()),
+                (Part::Lut, lut.packed()),
+                (Part::Scale, scale.packed()),
+            ];
+            return self.weight("w", DType::Fp16, &shape, storage, parts);
+        }
         if case.op == OpType::ConstexprLutToDense {
             let (indices, lut) = (get("indices").unwrap(), get("lut").unwrap());
             let storage = Storage::Palette {
                 nbits: indices.dtype.bits() as u8,
                 lut_shape: lut.shape.clone(),
-                vector_axis: get("vector_axis").map(|axis| axis.ints[0] as usize),
+                vector_axis,
             };
             let parts = vec![(Part::Data, indices.packed()), (Part::Lut, lut.packed())];
             return self.weight("w", DType::Fp16, &shape, storage, parts);

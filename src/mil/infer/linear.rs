@@ -274,14 +274,50 @@ impl Call<'_> {
     }
 
     pub(super) fn lut_to_dense(&self) -> Inferred<TensorType> {
-        let (indices, lut) = (self.ty("indices")?, self.ty("lut")?);
-        let rank = indices.rank();
+        let indices = self.ty("indices")?;
+        let shape = self.looked_up(&indices.shape, indices)?;
+        Ok(TensorType::new(self.ty("lut")?.dtype, &shape))
+    }
+
+    /// The mask and the nonzero elements.
+    pub(super) fn lut_to_sparse(&self) -> Inferred<Vec<TensorType>> {
+        let (mask, data) = (self.ty("indices_mask")?, self.ty("indices_nonzero_data")?);
+        let &[count] = data.shape.as_slice() else {
+            return Err(format!("`indices_nonzero_data` {data} must be a vector"));
+        };
+        let shape = self.looked_up(&mask.shape, data)?;
+        let lut = self.ty("lut")?;
+        let vector = lut.shape.last().copied().unwrap_or(1);
+        let elements = count.checked_mul(vector).ok_or("the result is too large")?;
+        Ok(vec![
+            TensorType::new(mask.dtype, &shape),
+            TensorType::new(lut.dtype, &[elements]),
+        ])
+    }
+
+    pub(super) fn sparse_to_dense(&self) -> Inferred<TensorType> {
+        let (data, mask) = (self.ty("nonzero_data")?, self.ty("mask")?);
+        if data.rank() != 1 {
+            return Err(format!("`nonzero_data` {data} must be a vector"));
+        }
+        if mask.elements().is_none_or(|n| n < data.shape[0]) {
+            return Err(format!(
+                "`nonzero_data` {data} has more elements than `mask` {mask}"
+            ));
+        }
+        Ok(TensorType::new(data.dtype, &mask.shape))
+    }
+
+    /// The shape of what indices of `shape` and the type of `indices` are looked up as.
+    fn looked_up(&self, index_shape: &[usize], indices: &TensorType) -> Inferred<Vec<usize>> {
+        let lut = self.ty("lut")?;
+        let rank = index_shape.len();
         if rank == 0 || lut.rank() != rank + 2 {
             return Err(format!(
                 "`lut` {lut} needs two dimensions more than `indices` {indices}"
             ));
         }
-        for (i, (&dim, &groups)) in indices.shape.iter().zip(&lut.shape).enumerate() {
+        for (i, (&dim, &groups)) in index_shape.iter().zip(&lut.shape).enumerate() {
             if groups == 0 || dim % groups != 0 {
                 return Err(format!(
                     "{groups} groups do not divide dimension {i} of {indices}"
@@ -295,7 +331,7 @@ impl Call<'_> {
             ));
         }
         let vector = lut.shape[rank + 1];
-        let mut shape = indices.shape.clone();
+        let mut shape = index_shape.to_vec();
         match self.scalar("vector_axis", |v| v.as_int())? {
             Some(value) => {
                 let dim = &mut shape[axis("vector_axis", value, rank)?];
@@ -304,7 +340,7 @@ impl Call<'_> {
             None if vector == 1 => {}
             None => return Err(format!("vectors of {vector} need a `vector_axis`")),
         }
-        Ok(TensorType::new(lut.dtype, &shape))
+        Ok(shape)
     }
 
     pub(super) fn blockwise_shift_scale(&self) -> Inferred<TensorType> {

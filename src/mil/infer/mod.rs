@@ -226,6 +226,8 @@ impl<'a> Call<'a> {
             Split => return self.split(),
             Topk => return self.topk(),
             ConstexprLutToDense => self.lut_to_dense()?,
+            ConstexprLutToSparse => return self.lut_to_sparse(),
+            ConstexprSparseToDense => self.sparse_to_dense()?,
             ConstexprBlockwiseShiftScale => self.blockwise_shift_scale()?,
             Conv => self.conv()?,
             Linear => self.linear()?,

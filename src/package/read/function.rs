@@ -152,6 +152,7 @@ impl Reader<'_> {
         } else {
             let inputs = self.inputs(op, op_type, &name)?;
             self.check_types(op_type, &name, &inputs, &outputs)?;
+            self.check_mask(op_type, &name, &inputs)?;
             (inputs, None)
         };
         let kind = match op_type {
@@ -314,6 +315,38 @@ impl Reader<'_> {
                 let message = format!("declared {declared}, the op makes {expected}");
                 return Err(self.fault(name, value, message));
             }
+        }
+        Ok(())
+    }
+
+    /// A mask in place has as many ones as there are elements for it.
+    fn check_mask(
+        &self,
+        op_type: OpType,
+        name: &str,
+        inputs: &[(&'static str, Vec<Binding>)],
+    ) -> Result<()> {
+        let (mask, data) = match op_type {
+            OpType::ConstexprLutToSparse => ("indices_mask", "indices_nonzero_data"),
+            OpType::ConstexprSparseToDense => ("mask", "nonzero_data"),
+            _ => return Ok(()),
+        };
+        let find = |arg: &str| inputs.iter().find(|(found, _)| *found == arg);
+        let (Some((_, mask_bound)), Some((_, data))) = (find(mask), find(data)) else {
+            return Ok(());
+        };
+        let ([Binding::Value(bits)], [data]) = (mask_bound.as_slice(), data.as_slice()) else {
+            return Ok(());
+        };
+        let elements = match data {
+            Binding::Value(value) => value.ty().elements(),
+            Binding::Name(value) => self.values.get(value).and_then(|v| v.ty.elements()),
+        };
+        let ones: usize = bits.bytes().iter().map(|b| b.count_ones() as usize).sum();
+        if elements != Some(ones) {
+            let elements = elements.unwrap_or(0);
+            let message = format!("`{mask}` has {ones} ones for {elements} elements");
+            return Err(self.fault(name, mask, message));
         }
         Ok(())
     }

@@ -49,12 +49,16 @@ pub(crate) fn compile(args: OpArgs<'_>) -> Result<Compiled> {
         SliceByIndex => slice::by_index(args),
         SliceBySize => slice::by_size(args),
         SliceUpdate => slice::update(args),
-        Const | ConstexprLutToDense | ConstexprBlockwiseShiftScale | ReadState | WriteState => {
-            Err(Error::UnsupportedOp {
-                op: args.op.to_owned(),
-                op_type: args.op_type.to_string(),
-            })
-        }
+        Const
+        | ConstexprLutToDense
+        | ConstexprLutToSparse
+        | ConstexprSparseToDense
+        | ConstexprBlockwiseShiftScale
+        | ReadState
+        | WriteState => Err(Error::UnsupportedOp {
+            op: args.op.to_owned(),
+            op_type: args.op_type.to_string(),
+        }),
     }
 }
 

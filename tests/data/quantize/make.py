@@ -9,6 +9,7 @@ Tensors (fp16 unless said otherwise; one group per matrix where the matrix is pa
     NAME.lut{n}         its table at n bits; NAME.mse (f64, [6]) the error at 1, 2, 3, 4, 6 and 8 bits, before ties move
     NAME.indices4       its indices at 4 bits (uint8), for one of them
     small               16x64, two groups of 8 channels; small.mse (f64, [6]): here coremltools runs scikit-learn, inexact
+    NAME.vector_mse     f64, [4]: the error of full and bf16 with vectors, for VECTORS (bits of an index, cluster_dim) in turn
     edge                rows that are zero, subnormal, constant, outliers, exact halves
     NAME.int8, NAME.int8_scale    int8 per channel (int8, fp16), for full and edge
     NAME.int4, NAME.int4_scale    int4 per block of 32 (int8, one per byte; fp16)
@@ -24,6 +25,7 @@ logging.disable(logging.WARNING)
 from coremltools.optimize.coreml._quantization_passes import linear_quantize_weights, palettize_weights  # noqa: E402
 
 BITS = (1, 2, 3, 4, 6, 8)
+VECTORS = ((4, 2), (6, 2), (4, 4), (8, 4))
 
 
 def palettes(weights, channels):
@@ -38,6 +40,20 @@ def palettes(weights, channels):
         errors.append(np.mean((weights.reshape(groups, -1).astype(np.float64) - stored) ** 2))
         luts[nbits], indices[nbits] = lut, index
     return luts, indices, np.array(errors)
+
+
+def vector_errors(weights):
+    """Mean squared errors of palettes of vectors, one group."""
+    errors = []
+    for nbits, dim in VECTORS:
+        params = palettize_weights.grouped_channelwise_compress(
+            weights, "KMEANS", nbits, 0, len(weights), cluster_dim=dim
+        )
+        lut = params.lut.reshape(-1, dim).astype(np.float64)
+        index = np.asarray(params.indices).astype(np.uint8)
+        stored = np.moveaxis(lut[index], -1, 1).reshape(weights.shape)
+        errors.append(np.mean((weights.astype(np.float64) - stored) ** 2))
+    return np.array(errors)
 
 
 def integers(weights, dtype, blocks):
@@ -74,6 +90,8 @@ def main():
             tensors.update({f"{name}.lut{n}": lut for n, lut in luts.items()})
         if name == "bf16":
             tensors["bf16.indices4"] = indices[4]
+    for name in ("full", "bf16"):
+        tensors[f"{name}.vector_mse"] = vector_errors(tensors[name])
     for name in ("full", "edge"):
         weights = tensors[name]
         tensors[f"{name}.int8"], tensors[f"{name}.int8_scale"] = integers(weights, "int8", [1, 0])

@@ -1,0 +1,358 @@
+//! Palettes whose entries or indices are not single fp16 weights: tiles of whole groups, as in [`super::tile`].
+
+use super::error::Result;
+use super::tile::{Job, Stopped, TILE, failed, little_endian, within};
+use crate::package::Part;
+use crate::quantize::sparse::{Pruner, add_pruned, kept, palettize_sparse};
+use crate::quantize::vector::{Assigned, assign_vectors, fit_vectors, sample, vector_at};
+use crate::quantize::{
+    BitPacker, ErrorStats, GroupResult, Lut, Scratch, palettize_vectors, scale_luts,
+};
+use half::f16;
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// What a quantizer gives.
+type Quantized<T> = crate::quantize::Result<T>;
+
+impl Job<'_> {
+    /// Vector palettes for groups of `length` values in rows of `inputs`, several to a tile. `shape` is the width of an
+    /// index and the length of a vector.
+    pub fn vector_groups(
+        &mut self,
+        shape: (u8, usize),
+        length: usize,
+        inputs: usize,
+    ) -> std::result::Result<ErrorStats, Stopped> {
+        let mut total = ErrorStats::default();
+        let mut luts: Vec<f16> = Vec::new();
+        let mut packer = BitPacker::new(shape.0).map_err(|e| self.failed(0, e))?;
+        for tile in self.tiles(length) {
+            let buffers = &mut *self.buffers;
+            buffers.values.resize(tile.len(), f16::ZERO);
+            buffers.codes.resize(tile.len() / shape.1, 0);
+            let (input, scratch) = (self.input, &buffers.scratch);
+            let importance = self.tuning.inputs.as_deref();
+            let groups = buffers
+                .values
+                .par_chunks_mut(length)
+                .zip(buffers.codes.par_chunks_mut(length / shape.1))
+                .enumerate();
+            let groups: Vec<Result<GroupResult>> = groups
+                .map(|(i, (group, indices))| {
+                    let start = tile.start + i * length;
+                    input.read_f16(start..start + group.len(), group)?;
+                    let result = scratch
+                        .with(|s| palettize_vectors(group, inputs, shape, importance, s, indices));
+                    result.map_err(|e| failed(input, start, e))
+                })
+                .collect();
+            for group in groups {
+                let group = group?;
+                total.merge(&group.stats);
+                luts.extend_from_slice(group.lut.entries());
+            }
+            self.push_codes(&mut packer, &tile)?;
+        }
+        self.finish(packer, Part::Lut, &luts)?;
+        Ok(total)
+    }
+
+    /// Vector palettes for groups larger than a tile: each is read twice, for the vectors its table is fitted to and for
+    /// its indices.
+    pub fn large_vector_groups(
+        &mut self,
+        (nbits, vector): (u8, usize),
+        length: usize,
+        inputs: usize,
+    ) -> std::result::Result<ErrorStats, Stopped> {
+        self.refuse(length, self.tuning.inputs.is_some())?;
+        let mut total = ErrorStats::default();
+        let mut luts: Vec<f16> = Vec::new();
+        let mut packer = BitPacker::new(nbits).map_err(|e| self.failed(0, e))?;
+        let mut scratch = Scratch::new();
+        let unit = vector * inputs;
+        for start in (0..self.input.view.len()).step_by(length) {
+            let group = start..self.input.view.len().min(start + length);
+            let chosen = sample(length / vector);
+            let mut chosen = chosen.into_iter().peekable();
+            let mut vectors: Vec<f16> = Vec::new();
+            for tile in within(&group, unit) {
+                self.read(&tile)?;
+                let first = (tile.start - start) / vector;
+                while let Some(at) = chosen.next_if(|at| at - first < tile.len() / vector) {
+                    let values = &self.buffers.values;
+                    vectors.extend(vector_at(values, inputs, vector, at - first));
+                }
+            }
+            let lut = fit_vectors(&vectors, None, nbits, vector, &mut scratch);
+            let lut = lut.map_err(|e| self.failed(start, e))?;
+            for tile in within(&group, unit) {
+                self.read(&tile)?;
+                let buffers = &mut *self.buffers;
+                buffers.codes.resize(tile.len() / vector, 0);
+                let blocks = buffers
+                    .values
+                    .par_chunks(unit)
+                    .zip(buffers.codes.par_chunks_mut(inputs));
+                let blocks: Vec<Quantized<Assigned>> = blocks
+                    .map(|(v, c)| assign_vectors(v, inputs, &lut, vector, None, c))
+                    .collect();
+                for block in blocks {
+                    total.merge(&block.map_err(|e| self.failed(tile.start, e))?.stats);
+                }
+                self.push_codes(&mut packer, &tile)?;
+            }
+            luts.extend_from_slice(lut.entries());
+        }
+        self.finish(packer, Part::Lut, &luts)?;
+        Ok(total)
+    }
+
+    /// Sparse palettes for groups of `length` values, several to a tile. The mask, a bit per value, waits until all
+    /// indices are written. `shape` is the width of an index and the percentage of zeros.
+    pub fn sparse_groups(
+        &mut self,
+        shape: (u8, u8),
+        length: usize,
+    ) -> std::result::Result<ErrorStats, Stopped> {
+        let mut total = ErrorStats::default();
+        let mut out = SparseParts::new(shape.0).map_err(|e| self.failed(0, e))?;
+        let stays = kept(length, shape.1);
+        let mut mask = Vec::new();
+        for tile in self.tiles(length) {
+            let buffers = &mut *self.buffers;
+            buffers.values.resize(tile.len(), f16::ZERO);
+            buffers.codes.resize(tile.len() / length * stays, 0);
+            mask.resize(tile.len(), 0);
+            let (input, scratch) = (self.input, &buffers.scratch);
+            let importance = self.tuning.inputs.as_deref();
+            let groups = buffers
+                .values
+                .par_chunks_mut(length)
+                .zip(buffers.codes.par_chunks_mut(stays))
+                .zip(mask.par_chunks_mut(length))
+                .enumerate();
+            let groups: Vec<Result<GroupResult>> = groups
+                .map(|(i, ((group, indices), mask))| {
+                    let start = tile.start + i * length;
+                    input.read_f16(start..start + group.len(), group)?;
+                    let result = scratch
+                        .with(|s| palettize_sparse(group, shape, importance, s, mask, indices));
+                    result.map_err(|e| failed(input, start, e))
+                })
+                .collect();
+            for group in groups {
+                let group = group?;
+                total.merge(&group.stats);
+                out.luts.extend_from_slice(group.lut.entries());
+            }
+            out.push_mask(&mask)
+                .map_err(|e| self.failed(tile.start, e))?;
+            self.push_codes(&mut out.indices, &tile)?;
+        }
+        self.finish_sparse(out)?;
+        Ok(total)
+    }
+
+    /// Sparse palettes for groups larger than a tile: each is read for its magnitudes, for the palette of what stays, and
+    /// for its indices.
+    pub fn large_sparse_groups(
+        &mut self,
+        (nbits, percent): (u8, u8),
+        length: usize,
+    ) -> std::result::Result<ErrorStats, Stopped> {
+        self.refuse(length, self.tuning.inputs.is_some())?;
+        let mut total = ErrorStats::default();
+        let mut out = SparseParts::new(nbits).map_err(|e| self.failed(0, e))?;
+        let mut scratch = Scratch::new();
+        let (mut mask, mut values, mut pruned) = (Vec::new(), Vec::new(), ErrorStats::default());
+        for start in (0..self.input.view.len()).step_by(length) {
+            let group = start..self.input.view.len().min(start + length);
+            let mut pruner = Pruner::new();
+            for tile in within(&group, 1) {
+                self.read(&tile)?;
+                let added = pruner.add(&self.buffers.values);
+                added.map_err(|e| self.failed(tile.start, e))?;
+            }
+            let mut selection = pruner.select(percent);
+            for tile in within(&group, 1) {
+                self.read(&tile)?;
+                let stays = self.buffers.values.iter().filter(|v| selection.keeps(**v));
+                values.clear();
+                values.extend(stays.copied());
+                let added = scratch.histogram.add(&values);
+                added.map_err(|e| self.failed(tile.start, e))?;
+            }
+            let result = scratch.fit(nbits).map_err(|e| self.failed(start, e))?;
+            let mut selection = pruner.select(percent);
+            for tile in within(&group, 1) {
+                self.read(&tile)?;
+                values.clear();
+                mask.clear();
+                for &value in &self.buffers.values {
+                    let keep = selection.keeps(value);
+                    mask.push(u8::from(keep));
+                    match keep {
+                        true => values.push(value),
+                        false => add_pruned(value, 1.0, &mut pruned, &mut 0.0),
+                    }
+                }
+                self.buffers.codes.resize(values.len(), 0);
+                let assigned = scratch.assign(&values, &mut self.buffers.codes);
+                assigned.map_err(|e| self.failed(tile.start, e))?;
+                out.push_mask(&mask)
+                    .map_err(|e| self.failed(tile.start, e))?;
+                self.push_codes(&mut out.indices, &tile)?;
+            }
+            total.merge(&result.stats);
+            out.luts.extend_from_slice(result.lut.entries());
+        }
+        total.merge(&pruned);
+        self.finish_sparse(out)?;
+        Ok(total)
+    }
+
+    /// The last indices, the mask, the tables.
+    fn finish_sparse(&mut self, mut out: SparseParts) -> std::io::Result<()> {
+        let bytes = &mut self.buffers.bytes;
+        bytes.clear();
+        out.indices.finish(bytes);
+        if !bytes.is_empty() {
+            (self.sink)(Part::Data, bytes)?;
+        }
+        out.mask_bits.finish(&mut out.mask);
+        (self.sink)(Part::Mask, &out.mask)?;
+        little_endian(&out.luts, bytes);
+        (self.sink)(Part::Lut, bytes)
+    }
+
+    /// Palettes with int8 tables for groups of `length` values. All are read twice: for their tables, which share a scale,
+    /// and for their indices.
+    pub fn scaled_groups(
+        &mut self,
+        nbits: u8,
+        length: usize,
+    ) -> std::result::Result<ErrorStats, Stopped> {
+        let mut total = ErrorStats::default();
+        let mut packer = BitPacker::new(nbits).map_err(|e| self.failed(0, e))?;
+        let mut luts: Vec<Lut> = Vec::new();
+        let large = length > TILE;
+        let mut scratch = Scratch::new();
+        for tile in self.tiles(length) {
+            if large {
+                self.collect(&tile, &mut scratch)?;
+                let result = scratch.fit(nbits).map_err(|e| self.failed(tile.start, e))?;
+                luts.push(result.lut);
+                continue;
+            }
+            let fitted = self.each_group(&tile, length, |s, group, _| {
+                s.histogram.clear();
+                s.histogram.add(group)?;
+                s.fit(nbits)
+            });
+            luts.extend(fitted?.into_iter().map(|result| result.lut));
+        }
+        let scaled = scale_luts(&luts).map_err(|e| self.failed(0, e))?;
+        for tile in self.tiles(length) {
+            let first = tile.start / length;
+            if large {
+                self.collect(&tile, &mut scratch)?;
+                let result = scratch.assign_to(scaled.luts[first].clone());
+                let result = result.map_err(|e| self.failed(tile.start, e))?;
+                total.merge(&result.stats);
+                for part in within(&tile, 1) {
+                    self.read(&part)?;
+                    let buffers = &mut *self.buffers;
+                    buffers.codes.resize(part.len(), 0);
+                    let assigned = scratch.assign(&buffers.values, &mut buffers.codes);
+                    assigned.map_err(|e| self.failed(part.start, e))?;
+                    self.push_codes(&mut packer, &part)?;
+                }
+                continue;
+            }
+            let luts = &scaled.luts[first..];
+            let assigned = self.each_group(&tile, length, |s, group, (i, indices)| {
+                s.histogram.clear();
+                s.histogram.add(group)?;
+                let result = s.assign_to(luts[i].clone())?;
+                s.assign(group, indices)?;
+                Ok(result)
+            });
+            for result in assigned? {
+                total.merge(&result.stats);
+            }
+            self.push_codes(&mut packer, &tile)?;
+        }
+        let bytes = &mut self.buffers.bytes;
+        bytes.clear();
+        packer.finish(bytes);
+        if !bytes.is_empty() {
+            (self.sink)(Part::Data, bytes)?;
+        }
+        (self.sink)(Part::Lut, bytemuck::cast_slice(&scaled.codes))?;
+        (self.sink)(Part::Scale, &scaled.scale.to_le_bytes())?;
+        Ok(total)
+    }
+
+    /// The histogram of a group larger than a tile.
+    fn collect(&mut self, group: &Range<usize>, scratch: &mut Scratch) -> Result<()> {
+        scratch.histogram.clear();
+        for tile in within(group, 1) {
+            self.read(&tile)?;
+            let added = scratch.histogram.add(&self.buffers.values);
+            added.map_err(|e| self.failed(tile.start, e))?;
+        }
+        Ok(())
+    }
+
+    /// Runs `work` on every group of a tile, with its place in the tile and its indices; results in order.
+    fn each_group(
+        &mut self,
+        tile: &Range<usize>,
+        length: usize,
+        work: impl Fn(&mut Scratch, &[f16], (usize, &mut [u8])) -> Quantized<GroupResult> + Sync,
+    ) -> Result<Vec<GroupResult>> {
+        let buffers = &mut *self.buffers;
+        buffers.values.resize(tile.len(), f16::ZERO);
+        buffers.codes.resize(tile.len(), 0);
+        let (input, scratch) = (self.input, &buffers.scratch);
+        let groups = buffers
+            .values
+            .par_chunks_mut(length)
+            .zip(buffers.codes.par_chunks_mut(length))
+            .enumerate();
+        let results: Vec<Result<GroupResult>> = groups
+            .map(|(i, (group, indices))| {
+                let start = tile.start + i * length;
+                input.read_f16(start..start + group.len(), group)?;
+                let result = scratch.with(|s| work(s, group, (i, indices)));
+                result.map_err(|e| failed(input, start, e))
+            })
+            .collect();
+        results.into_iter().collect()
+    }
+}
+
+/// What a sparse palette is made of, as far as it is known.
+struct SparseParts {
+    indices: BitPacker,
+    mask_bits: BitPacker,
+    mask: Vec<u8>,
+    luts: Vec<f16>,
+}
+
+impl SparseParts {
+    fn new(nbits: u8) -> Quantized<Self> {
+        Ok(SparseParts {
+            indices: BitPacker::new(nbits)?,
+            mask_bits: BitPacker::new(1)?,
+            mask: Vec::new(),
+            luts: Vec::new(),
+        })
+    }
+
+    fn push_mask(&mut self, mask: &[u8]) -> Quantized<()> {
+        self.mask_bits.push(mask, &mut self.mask)
+    }
+}
