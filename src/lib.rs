@@ -17,3 +17,4 @@ pub mod progress;
 pub mod quantize;
 pub mod recipe;
 pub mod runtime;
+pub mod sweep;

@@ -8,12 +8,13 @@ use std::process::{Command, Output, Stdio};
 use program::*;
 use serde_json::Value;
 
-const VERBS: [&str; 10] = [
+const VERBS: [&str; 11] = [
     "calibrate",
     "convert",
     "inspect",
     "decode",
     "parity",
+    "sweep",
     "pack",
     "unpack",
     "compile",
@@ -62,6 +63,8 @@ fn usage_errors_exit_2() {
         ],
         &["inspect", "x", "--ops", "--mil"],
         &["recipes", "list", "-q", "-v"],
+        &["sweep", "x", "--text", "t", "-o", "y"],
+        &["sweep", "x", "--recipes", "swa4-int4", "-o", "y"],
     ] {
         let text = bad(args, USAGE);
         assert!(text.starts_with("error: "), "{args:?}: {text}");

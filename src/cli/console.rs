@@ -148,16 +148,6 @@ impl Console {
             .progress_chars("=> ")
     }
 
-    /// Begins a phase of `total` steps; [`Progress::advance`] counts them.
-    pub fn begin_steps(&self, label: &str, total: usize) {
-        self.begin_phase(
-            label,
-            &format!(" ({total} steps)"),
-            total as u64,
-            Unit::Steps,
-        );
-    }
-
     fn begin_phase(&self, label: &str, size: &str, total: u64, unit: Unit) {
         self.end();
         if self.quiet {
@@ -196,6 +186,15 @@ enum Unit {
 }
 
 impl Progress for Console {
+    fn begin_steps(&self, label: &str, total: usize) {
+        self.begin_phase(
+            label,
+            &format!(" ({total} steps)"),
+            total as u64,
+            Unit::Steps,
+        );
+    }
+
     fn begin(&self, label: &str, total_bytes: u64) {
         match total_bytes {
             0 => self.begin_phase(label, "", 0, Unit::Unknown),

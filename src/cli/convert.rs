@@ -124,6 +124,11 @@ fn failure(error: convert::Error) -> Failure {
         convert::Error::Context { .. } => failure.hint("give a --context in that range"),
         _ => failure,
     };
+    with_fault(failure, &error)
+}
+
+/// Sets the code by who can do something about the error.
+pub fn with_fault(failure: Failure, error: &convert::Error) -> Failure {
     match error.fault() {
         Fault::Input => failure,
         Fault::Space => failure.with_code(Code::Resources),

@@ -17,6 +17,7 @@ mod package_view;
 mod parity;
 mod recipes;
 mod source;
+mod sweep;
 
 use std::ffi::OsString;
 
@@ -31,7 +32,7 @@ use failure::Failure;
     name = "gemma-coreml",
     version,
     arg_required_else_help = true,
-    after_help = "Exit codes: 0 ok, 1 unexpected, 2 usage, 3 input invalid, 4 a parity gate failed, \
+    after_help = "Exit codes: 0 ok, 1 unexpected, 2 usage, 3 input invalid, 4 a gate of parity or sweep failed, \
                   5 not enough memory or disk, 130 interrupted."
 )]
 struct Cli {
@@ -63,6 +64,8 @@ enum Verb {
     Decode(decode::Args),
     /// Compare a bundle with its checkpoint or with reference outputs
     Parity(parity::Args),
+    /// Convert by several recipes and compare what they cost and lose
+    Sweep(sweep::Args),
     /// Put a bundle into one reproducible zip archive
     Pack(pack::PackArgs),
     /// Unpack and check an archive made by `pack`
@@ -101,6 +104,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> i32 {
         Verb::Inspect(args) => inspect::run(&args, &console),
         Verb::Decode(args) => decode::run(&args, &console),
         Verb::Parity(args) => parity::run(&args, &console),
+        Verb::Sweep(args) => sweep::run(&args, &console),
         Verb::Pack(args) => pack::pack(&args, &console),
         Verb::Unpack(args) => pack::unpack(&args, &console),
         Verb::Compile(args) => compile::run(&args, &console),

@@ -8,9 +8,10 @@ use serde::Serialize;
 use super::Threads;
 use super::console::{Console, table};
 use super::failure::{Code, Failure, OrFail, Result};
-use super::source::{PrecisionArg, check_ids, open_bundle, open_model, overflow_lines, row_source};
+use super::source::{
+    PrecisionArg, check_ids, encode, open_bundle, open_model, overflow_lines, read_text, row_source,
+};
 use crate::bundle::Bundle;
-use crate::checkpoint::{ChatTemplate, Message, Tokenizer};
 use crate::evaluate::parity::{
     Comparer, Comparison, F16_MEAN, F16_MIN, F32_MEAN, F32_MIN, Gate, follow,
 };
@@ -247,7 +248,7 @@ fn references(args: &Args, console: &Console, bundle: &Arc<Bundle>) -> Result<Ve
     let count = args.tokens as usize;
     let mut encoded = Vec::new();
     for prompt in &prompts {
-        let ids = encode(bundle, prompt, args.chat)?;
+        let ids = encode(&bundle.hf_dir(), prompt, args.chat)?;
         check_ids(&ids, bundle.config().vocab_size)?;
         encoded.push(ids);
     }
@@ -264,19 +265,6 @@ fn references(args: &Args, console: &Console, bundle: &Arc<Bundle>) -> Result<Ve
     Ok(traces)
 }
 
-fn encode(bundle: &Arc<Bundle>, text: &str, chat: bool) -> Result<Vec<u32>> {
-    let tokenizer = Tokenizer::open(&bundle.hf_dir()).or_invalid()?;
-    if !chat {
-        return tokenizer.encode(text, true).or_invalid();
-    }
-    let template = ChatTemplate::open(&bundle.hf_dir())
-        .or_invalid()?
-        .ok_or_else(|| Failure::new(Code::Invalid, "the bundle's hf_model has no chat template"))?;
-    let message = Message::new("user", text);
-    let framed = template.render(&[message], true).or_invalid()?;
-    tokenizer.encode(&framed, false).or_invalid()
-}
-
 fn over_text(args: &Args, console: &Console, bundle: &Arc<Bundle>, text: &Path) -> Result<()> {
     if Path::new(&args.reference)
         .extension()
@@ -287,13 +275,8 @@ fn over_text(args: &Args, console: &Console, bundle: &Arc<Bundle>, text: &Path) 
             "--text needs a MODEL as reference: a reference file has fixed ids",
         ));
     }
-    let content = std::fs::read_to_string(text).map_err(|e| {
-        let mut failure = Failure::from_error(Code::Invalid, &e);
-        failure.causes.insert(0, failure.message.clone());
-        failure.message = format!("{}: cannot read the text", text.display());
-        failure
-    })?;
-    let mut ids = encode(bundle, &content, args.chat)?;
+    let content = read_text(text)?;
+    let mut ids = encode(&bundle.hf_dir(), &content, args.chat)?;
     if let Some(most) = args.max_tokens {
         ids.truncate(most);
     }

@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use super::console::Console;
 use super::failure::{Code, Failure, OrFail, Result};
 use crate::bundle::Bundle;
-use crate::checkpoint::{self, Checkpoint};
+use crate::checkpoint::{self, ChatTemplate, Checkpoint, Message, Tokenizer};
 use crate::evaluate::{ExactRows, RowSource};
 use crate::runtime::Precision;
 
@@ -114,6 +114,30 @@ pub fn row_source(exact: Option<&str>, console: &Console) -> Result<RowSource> {
             Ok(RowSource::Exact(ExactRows::new(checkpoint).or_invalid()?))
         }
     }
+}
+
+/// A text file.
+pub fn read_text(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|e| {
+        let mut failure = Failure::from_error(Code::Invalid, &e);
+        failure.causes.insert(0, failure.message.clone());
+        failure.message = format!("{}: cannot read the text", path.display());
+        failure
+    })
+}
+
+/// Ids of a text by the tokenizer in `dir`; with `chat`, of the text as one turn of the user in the chat template there.
+pub fn encode(dir: &Path, text: &str, chat: bool) -> Result<Vec<u32>> {
+    let tokenizer = Tokenizer::open(dir).or_invalid()?;
+    if !chat {
+        return tokenizer.encode(text, true).or_invalid();
+    }
+    let template = ChatTemplate::open(dir)
+        .or_invalid()?
+        .ok_or_else(|| Failure::new(Code::Invalid, "the model has no chat template"))?;
+    let message = Message::new("user", text);
+    let framed = template.render(&[message], true).or_invalid()?;
+    tokenizer.encode(&framed, false).or_invalid()
 }
 
 /// Ids that must lie in the vocabulary, at least one.

@@ -2,8 +2,10 @@
 //!
 //! A [`Subject`] is fed token by token: a bundle on the CPU runtime ([`BundleSubject`]) or a checkpoint in f32
 //! ([`ReferenceSubject`]). What it computed over a prompt is a [`Trace`], read from and written to files by
-//! [`reference_file`]. [`parity`] compares traces; [`text`] compares two models over a text.
+//! [`reference_file`]. [`parity`] compares traces; [`text`] compares two models over a text; [`batched`] runs a bundle's weights
+//! over many tokens at once.
 
+pub mod batched;
 mod error;
 mod exact_rows;
 pub mod metrics;

@@ -54,6 +54,22 @@ pub enum Error {
         /// What the replacement said.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A replacement for cos and sin failed.
+    #[error("cos and sin of position {position}: {source}")]
+    Rotary {
+        /// The position.
+        position: usize,
+        /// What the replacement said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A replacement for a weight failed.
+    #[error("tensor {tensor}: {source}")]
+    Weight {
+        /// Name without prefix.
+        tensor: String,
+        /// What the replacement said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// candle refused an operation.
     #[error("{what}: {source}")]
     Compute {

@@ -16,7 +16,9 @@ use super::names::{self, EMBED};
 use super::observe::{Linears, Observer};
 use super::plan::{KvRole, LayerPlan, ModelPlan};
 use super::rope;
-use super::weights::{self, LayerWeights};
+use super::weights::{self, LayerWeights, Weights};
+
+pub use super::weights::WeightSource;
 
 pub use layerwise::Layerwise;
 
@@ -37,7 +39,10 @@ pub enum Table {
 /// Fills in a token's row, scaled by sqrt(hidden) or sqrt(ple_dim), in place of the checkpoint's: the dequantized row of an
 /// int8 table, say. The head keeps the checkpoint's values.
 pub type RowSource<'a> = Box<dyn Fn(Table, u32, &mut [f32]) -> RowResult + Sync + 'a>;
-/// What a [`RowSource`] returns.
+/// Fills in cos and sin of a position, `head_dim` values each, in place of the exact ones: the rows of fp16 tables, say.
+pub type RotarySource<'a> =
+    Box<dyn Fn(LayerKind, usize, &mut [f32], &mut [f32]) -> RowResult + Sync + 'a>;
+/// What a [`RowSource`] and a [`RotarySource`] return.
 pub type RowResult = std::result::Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 /// What a forward pass should return.
@@ -74,7 +79,7 @@ pub struct ReferenceOutput {
 
 /// A model in f32.
 pub struct Reference<'a> {
-    checkpoint: &'a Checkpoint,
+    weights: Weights<'a>,
     plan: ModelPlan,
     /// Empty when layers are read on every pass.
     layers: Vec<LayerWeights>,
@@ -82,6 +87,7 @@ pub struct Reference<'a> {
     final_norm: Tensor,
     per_layer: Option<PerLayerProjection>,
     rows: Option<RowSource<'a>>,
+    angles: Option<RotarySource<'a>>,
 }
 
 struct PerLayerProjection {
@@ -100,12 +106,12 @@ struct Pass {
 }
 
 /// A layer's weights, kept in memory or read for one use.
-enum Weights<'w> {
+enum Held<'w> {
     Resident(&'w LayerWeights),
     Read(Box<LayerWeights>),
 }
 
-impl std::ops::Deref for Weights<'_> {
+impl std::ops::Deref for Held<'_> {
     type Target = LayerWeights;
 
     fn deref(&self) -> &LayerWeights {
@@ -125,6 +131,18 @@ impl<'a> Reference<'a> {
 
     /// [`load`](Self::load) with another budget for the layers and for the head, in bytes. 0 keeps neither in memory.
     pub fn with_budget(checkpoint: &'a Checkpoint, bytes: usize) -> Result<Self> {
+        Self::build(checkpoint.into(), bytes)
+    }
+
+    /// [`load`](Self::load) with weights from `source` instead of the checkpoint, head, norms and scalars included. Rows of
+    /// tables are the checkpoint's unless [`with_rows`](Self::with_rows) says otherwise.
+    pub fn load_from(checkpoint: &'a Checkpoint, source: &'a dyn WeightSource) -> Result<Self> {
+        let source = Some(source);
+        Self::build(Weights { checkpoint, source }, RESIDENT_BYTES)
+    }
+
+    fn build(weights: Weights<'a>, bytes: usize) -> Result<Self> {
+        let checkpoint = weights.checkpoint;
         let plan = ModelPlan::new(checkpoint.config())?;
         plan.check(checkpoint)?;
         let size = |shape: &[usize]| shape.iter().product::<usize>() * size_of::<f32>();
@@ -133,13 +151,13 @@ impl<'a> Reference<'a> {
             true => plan
                 .layers
                 .iter()
-                .map(|l| LayerWeights::load(checkpoint, &plan, l))
+                .map(|l| LayerWeights::load(weights, &plan, l))
                 .collect::<Result<_>>()?,
             false => Vec::new(),
         };
         let head_shape = [plan.vocab, plan.hidden];
         let head = match size(&head_shape) <= bytes {
-            true => Some(weights::load(checkpoint, EMBED, &head_shape)?),
+            true => Some(weights::load(weights, EMBED, &head_shape)?),
             false => None,
         };
         let width = plan.layers.len() * plan.ple_dim;
@@ -147,28 +165,35 @@ impl<'a> Reference<'a> {
             0 => None,
             dim => Some(PerLayerProjection {
                 projection: weights::load(
-                    checkpoint,
+                    weights,
                     names::PER_LAYER_PROJECTION,
                     &[width, plan.hidden],
                 )?,
-                norm: weights::load(checkpoint, names::PER_LAYER_NORM, &[dim])?,
+                norm: weights::load(weights, names::PER_LAYER_NORM, &[dim])?,
             }),
         };
-        let final_norm = weights::load(checkpoint, names::FINAL_NORM, &[plan.hidden])?;
+        let final_norm = weights::load(weights, names::FINAL_NORM, &[plan.hidden])?;
         Ok(Self {
-            checkpoint,
+            weights,
             plan,
             layers,
             head,
             final_norm,
             per_layer,
             rows: None,
+            angles: None,
         })
     }
 
     /// Takes embedding and per-layer rows from `source` instead of the checkpoint.
     pub fn with_rows(mut self, source: RowSource<'a>) -> Self {
         self.rows = Some(source);
+        self
+    }
+
+    /// Takes cos and sin of positions from `source` instead of computing them.
+    pub fn with_rotary(mut self, source: RotarySource<'a>) -> Self {
+        self.angles = Some(source);
         self
     }
 
@@ -268,11 +293,11 @@ impl<'a> Reference<'a> {
     }
 
     /// A layer's weights, from memory or from the checkpoint.
-    fn weights(&self, layer: &LayerPlan) -> Result<Weights<'_>> {
+    fn weights(&self, layer: &LayerPlan) -> Result<Held<'_>> {
         match self.layers.get(layer.index) {
-            Some(weights) => Ok(Weights::Resident(weights)),
-            None => LayerWeights::load(self.checkpoint, &self.plan, layer)
-                .map(|weights| Weights::Read(Box::new(weights))),
+            Some(weights) => Ok(Held::Resident(weights)),
+            None => LayerWeights::load(self.weights, &self.plan, layer)
+                .map(|weights| Held::Read(Box::new(weights))),
         }
     }
 
@@ -317,7 +342,7 @@ impl<'a> Reference<'a> {
     pub fn row(&self, table: Table, token: u32, out: &mut [f32]) -> Result<()> {
         match &self.rows {
             Some(rows) => rows(table, token, out).map_err(|source| Error::Row { token, source }),
-            None => checkpoint_row(self.checkpoint, &self.plan, table, token, out),
+            None => checkpoint_row(self.weights.checkpoint, &self.plan, table, token, out),
         }
     }
 
@@ -354,7 +379,19 @@ impl<'a> Reference<'a> {
 
     fn rotary(&self, kind: LayerKind, start: usize, rows: usize) -> Result<Rotary> {
         let spec = &self.plan.geom(kind).rope;
-        let (cos, sin) = rope::rows_of(spec, start..start + rows);
+        let (cos, sin) = match &self.angles {
+            None => rope::rows_of(spec, start..start + rows),
+            Some(angles) => {
+                let [mut cos, mut sin] = [(); 2].map(|()| vec![0f32; rows * spec.head_dim]);
+                let pairs = cos.chunks_exact_mut(spec.head_dim);
+                let pairs = pairs.zip(sin.chunks_exact_mut(spec.head_dim));
+                for (position, (cos, sin)) in (start..).zip(pairs) {
+                    angles(kind, position, cos, sin)
+                        .map_err(|source| Error::Rotary { position, source })?;
+                }
+                (cos, sin)
+            }
+        };
         let shape = [rows, 1, spec.head_dim];
         Ok(Rotary {
             cos: weights::tensor(cos, &shape, "cos")?,
@@ -379,17 +416,11 @@ impl<'a> Reference<'a> {
         match &self.head {
             Some(head) => push(head)?,
             None => {
-                let view = self.checkpoint.tensor(EMBED, &[plan.vocab, plan.hidden])?;
                 let block = (HEAD_BLOCK / plan.hidden).max(1);
                 for first in (0..plan.vocab).step_by(block) {
                     let rows = block.min(plan.vocab - first);
-                    let shape = [rows, plan.hidden];
-                    push(&weights::rows(
-                        &view,
-                        first * plan.hidden,
-                        rows * plan.hidden,
-                        &shape,
-                    )?)?;
+                    let shape = [plan.vocab, plan.hidden];
+                    push(&self.weights.rows(EMBED, shape, first, rows)?)?;
                 }
             }
         }

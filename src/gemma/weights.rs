@@ -2,23 +2,73 @@
 
 use candle_core::{Device, Tensor};
 
-use crate::checkpoint::{Checkpoint, TensorView};
+use crate::checkpoint::Checkpoint;
 
 use super::error::{Error, Result};
 use super::experts::Experts;
 use super::plan::{LayerPlan, ModelPlan};
 
-/// Reads a whole tensor as f32.
-pub(super) fn load(checkpoint: &Checkpoint, name: &str, shape: &[usize]) -> Result<Tensor> {
-    let view = checkpoint.tensor(name, shape)?;
-    rows(&view, 0, view.len(), shape)
+/// Weights in the place of a checkpoint's: those of a written bundle, say.
+pub trait WeightSource: Sync {
+    /// Elements from `start` on of the tensor `name` (without prefix), row-major in its shape in the checkpoint, into `out`.
+    ///
+    /// # Errors
+    /// Whatever keeps it from giving them.
+    fn read(
+        &self,
+        name: &str,
+        start: usize,
+        out: &mut [f32],
+    ) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>>;
 }
 
-/// Reads `len` elements from `start` on as an f32 tensor of the given shape.
-pub(super) fn rows(view: &TensorView, start: usize, len: usize, shape: &[usize]) -> Result<Tensor> {
-    let mut values = vec![0f32; len];
-    view.read_f32(start..start.saturating_add(len), &mut values)?;
-    tensor(values, shape, view.name)
+/// Where weights come from: a checkpoint, or a source in its place.
+#[derive(Clone, Copy)]
+pub(super) struct Weights<'a> {
+    pub checkpoint: &'a Checkpoint,
+    pub source: Option<&'a dyn WeightSource>,
+}
+
+impl<'a> From<&'a Checkpoint> for Weights<'a> {
+    fn from(checkpoint: &'a Checkpoint) -> Self {
+        Self {
+            checkpoint,
+            source: None,
+        }
+    }
+}
+
+impl Weights<'_> {
+    /// Reads `out.len()` elements of a tensor from `start` on.
+    fn read(&self, name: &str, shape: &[usize], start: usize, out: &mut [f32]) -> Result<()> {
+        let Some(source) = self.source else {
+            let view = self.checkpoint.tensor(name, shape)?;
+            return Ok(view.read_f32(start..start.saturating_add(out.len()), out)?);
+        };
+        let failed = |source| Error::Weight {
+            tensor: name.to_string(),
+            source,
+        };
+        source.read(name, start, out).map_err(failed)
+    }
+
+    /// Rows `first..first + rows` of a matrix of `shape`, `[rows, in]`.
+    pub fn rows(&self, name: &str, shape: [usize; 2], first: usize, rows: usize) -> Result<Tensor> {
+        let mut values = vec![0f32; rows * shape[1]];
+        self.read(name, &shape, first * shape[1], &mut values)?;
+        tensor(values, &[rows, shape[1]], name)
+    }
+}
+
+/// Reads a whole tensor as f32.
+pub(super) fn load<'w>(
+    from: impl Into<Weights<'w>>,
+    name: &str,
+    shape: &[usize],
+) -> Result<Tensor> {
+    let mut values = vec![0f32; shape.iter().product()];
+    from.into().read(name, shape, 0, &mut values)?;
+    tensor(values, shape, name)
 }
 
 /// An f32 tensor on the CPU.
@@ -64,12 +114,17 @@ pub(super) struct LayerWeights {
 
 impl LayerWeights {
     /// Reads the tensors of a layer.
-    pub fn load(checkpoint: &Checkpoint, plan: &ModelPlan, layer: &LayerPlan) -> Result<Self> {
+    pub fn load<'w>(
+        from: impl Into<Weights<'w>>,
+        plan: &ModelPlan,
+        layer: &LayerPlan,
+    ) -> Result<Self> {
+        let from = from.into();
         let prefix = layer.prefix();
         let mut loaded = std::collections::BTreeMap::new();
         for (name, shape) in plan.layer_tensors(layer) {
             let short = name.strip_prefix(&prefix).unwrap_or(&name).to_string();
-            loaded.insert(short, load(checkpoint, &name, &shape)?);
+            loaded.insert(short, load(from, &name, &shape)?);
         }
         // `layer_tensors` lists exactly the tensors of the layer, so an absent one is a tensor that the layer lacks.
         let mut optional = |name: &str| loaded.remove(name);
@@ -98,7 +153,7 @@ impl LayerWeights {
         };
         let mut take = |name: &str| {
             let missing = || crate::checkpoint::Error::MissingTensor {
-                dir: checkpoint.dir().to_path_buf(),
+                dir: from.checkpoint.dir().to_path_buf(),
                 tensor: format!("{prefix}{name}"),
                 expected: Vec::new(),
             };

@@ -30,6 +30,7 @@ mod pool;
 mod rows;
 pub mod sampling;
 mod sparse;
+mod stored;
 mod tensor;
 mod value;
 
@@ -38,4 +39,5 @@ pub use decode::{DecodeOptions, Decoder, StepOutput, TokenRows, Verified};
 pub use error::{BoxError, Error, Result};
 pub use model::{Model, Overflow, RunOutput};
 pub use plan::Feature;
+pub use stored::StoredWeights;
 pub use tensor::{Data, Kind, Precision, Tensor};

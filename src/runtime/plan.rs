@@ -9,7 +9,7 @@ use super::tensor::{Precision, Tensor};
 use super::value::{Constant, Known, Value};
 use crate::mil::{DType, OpType, TensorType};
 use crate::package::{Binding, ReadFunction, ReadOp, ReadValue};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// One op of a plan.
@@ -101,6 +101,21 @@ pub(crate) fn make(function: &ReadFunction, precision: Precision, keep: &[&str])
     drop_unused(&mut plan);
     mark_dead(&mut plan);
     Ok(plan)
+}
+
+/// The constants of `function` by name: results of `const` and constexpr ops, strings left out. Other ops are passed over.
+pub(crate) fn constants(function: &ReadFunction) -> Result<BTreeMap<String, Arc<Constant>>> {
+    let mut planner = Planner::new(function, Precision::F32)?;
+    let stored = |op: &&ReadOp| op.op_type == OpType::Const || op.op_type.is_constexpr();
+    for op in function.ops.iter().filter(stored) {
+        planner.add(op)?;
+    }
+    let named = planner.names.into_iter();
+    let constants = named.filter_map(|(name, index)| match &planner.plan.values[index].known {
+        Known::Constant(constant) => Some((name, constant.clone())),
+        _ => None,
+    });
+    Ok(constants.collect())
 }
 
 struct Planner {
