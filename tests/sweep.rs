@@ -64,7 +64,7 @@ fn settings(model: &str, recipes: &[&str]) -> Settings {
         sample_tokens: 8,
         recall: Vec::new(),
         check_tokens: 48,
-        calibration: None,
+        calibration: sweep::Calibrations::default(),
         keep: false,
         threads: 2,
     }
@@ -417,8 +417,8 @@ fn faults_are_named_before_any_work() {
     assert!(matches!(error, Error::TokenId { id, .. } if id == 1 << 30));
     let error = with(&|s| s.sample_tokens = CONTEXT);
     assert!(matches!(error, Error::TooLong { .. }));
-    let error = with(&|s| s.calibration = Some(PathBuf::from("stats.safetensors")));
-    assert!(error.to_string().contains("stats.safetensors"), "{error}");
+    let error = with(&|s| s.recipes = vec![Recipe::load("w8a8").unwrap()]);
+    assert!(error.to_string().contains("calibrate"), "{error}");
     let error = with(&|s| s.ids.truncate(1));
     assert!(error.to_string().contains("tokens of the text"), "{error}");
     assert!(!out.exists());

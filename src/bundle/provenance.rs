@@ -25,9 +25,6 @@ pub struct Provenance {
     pub packages: BTreeMap<String, RecipeRecord>,
     /// The checkpoint.
     pub checkpoint: CheckpointRecord,
-    /// The statistics of activations that packages were built with.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub calibration: Option<CalibrationRecord>,
     /// Positions of the full-attention cache.
     pub context: usize,
     /// `proportional` or `all-pairs`.
@@ -54,6 +51,9 @@ pub struct RecipeRecord {
     pub name: String,
     /// Its text in TOML.
     pub text: String,
+    /// SHA-256 of the statistics of a calibration, where the recipe asks for some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<String>,
 }
 
 /// What was converted.
@@ -67,17 +67,6 @@ pub struct CheckpointRecord {
     pub audio_tensors: usize,
     /// Other tensors, passed over.
     pub other_tensors: usize,
-}
-
-/// Statistics of activations (see `calibrate`).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CalibrationRecord {
-    /// SHA-256 of the file.
-    pub sha256: String,
-    /// What the model was run over: `text` or `noise`.
-    pub source: String,
-    /// Tokens, or positions of noise.
-    pub tokens: u64,
 }
 
 /// One weight as it was stored.

@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     context: Option<u32>,
 
-    /// Statistics of the model's activations, made by `calibrate`, for a recipe that asks for them
+    /// Statistics of the model's activations, made by `calibrate`, for recipes that ask for them
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
 

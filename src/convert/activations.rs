@@ -7,57 +7,11 @@ use half::f16;
 use super::error::{Error, Result};
 use super::resolve::ResolvedChunk;
 use super::task::Task;
-use crate::calibrate::Stats;
 use crate::quantize::Scheme;
 use crate::recipe::Recipe;
 
 /// Largest int8 value of a symmetric range, as coremltools' `linear_symmetric` has it: -128 is not used.
 const LARGEST: f32 = 127.0;
-
-/// Whether the packages of a task are built with statistics.
-pub(super) fn needed(task: &Task) -> bool {
-    let built = |c: &&ResolvedChunk| task.only.as_ref().is_none_or(|only| *only == c.spec.name);
-    let mut chunks = task.chunks.iter().filter(built);
-    chunks.any(|c| task.recipe_of(&c.spec.name).needs_calibration())
-}
-
-/// Checks before anything is written that a task has the statistics it needs, and no others.
-pub(super) fn check(task: &Task) -> Result<()> {
-    if needed(task) {
-        if task.calibration.is_none() {
-            return Err(missing(&task.recipe));
-        }
-        let built = |c: &&ResolvedChunk| task.only.as_ref().is_none_or(|only| *only == c.spec.name);
-        for chunk in task.chunks.iter().filter(built) {
-            scales(task, chunk)?;
-        }
-    } else if let Some(stats) = &task.calibration {
-        return Err(Error::UnusedCalibration {
-            path: stats.path().to_path_buf(),
-            recipe: task.recipe.name.clone(),
-        });
-    }
-    Ok(())
-}
-
-fn missing(recipe: &Recipe) -> Error {
-    Error::NeedsCalibration {
-        recipe: recipe.name.clone(),
-        key: recipe.quantize.calibrated_by().unwrap_or("activations"),
-    }
-}
-
-/// Checks that statistics were measured on the checkpoint with this fingerprint.
-pub(super) fn check_checkpoint(stats: &Stats, fingerprint: &str) -> Result<()> {
-    match stats.checkpoint() == fingerprint {
-        true => Ok(()),
-        false => Err(Error::OtherStatistics {
-            path: stats.path().to_path_buf(),
-            expected: fingerprint.to_string(),
-            got: stats.checkpoint().to_string(),
-        }),
-    }
-}
 
 /// The scale of the input of every linear layer of a package whose weight is quantized, by tensor; none where the recipe
 /// leaves activations as they are.
@@ -66,8 +20,19 @@ pub(super) fn scales(task: &Task, chunk: &ResolvedChunk) -> Result<BTreeMap<Stri
     let Some(activations) = &recipe.quantize.activations else {
         return Ok(BTreeMap::new());
     };
-    let stats = task.calibration.as_ref();
-    let stats = stats.ok_or_else(|| missing(recipe))?;
+    let Some(stats) = &task.calibration else {
+        return Err(Error::NoCalibration {
+            recipe: recipe.name.clone(),
+            key: "activations",
+        });
+    };
+    let record = task.record_of(&chunk.spec.name);
+    if let (Some(base), Some(sha256)) = (&task.base, &record.calibration)
+        && sha256 != stats.sha256()
+    {
+        let given = stats.sha256().to_string();
+        return Err(base.other("calibration", given, sha256.clone()));
+    }
     let quantized = chunk
         .weights
         .iter()

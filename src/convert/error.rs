@@ -93,6 +93,42 @@ pub enum Error {
         /// HF name.
         tensor: String,
     },
+    /// Statistics of another checkpoint.
+    #[error(
+        "{path}: statistics of another checkpoint: expected {expected}, they were measured on {got}"
+    )]
+    OtherCalibration {
+        /// The statistics.
+        path: PathBuf,
+        /// Fingerprint of the checkpoint that is converted.
+        expected: String,
+        /// The one in the statistics.
+        got: String,
+    },
+    /// Statistics that are unreadable, or have none for a tensor.
+    #[error(transparent)]
+    Calibration(#[from] crate::calibrate::Error),
+    /// A recipe that needs statistics, and none.
+    #[error(
+        "recipe {recipe}: `{key}` needs statistics of a calibration\n\
+         hint: `gemma-coreml calibrate MODEL --text FILE -o stats.safetensors`, then --calibration stats.safetensors"
+    )]
+    NoCalibration {
+        /// The recipe.
+        recipe: String,
+        /// Its key.
+        key: &'static str,
+    },
+    /// An input whose int8 scale is beyond fp16.
+    #[error(
+        "tensor {tensor}: its input reaches {largest}: an int8 scale is beyond the range of fp16 (65504)"
+    )]
+    ActivationRange {
+        /// HF name.
+        tensor: String,
+        /// The largest magnitude of its range.
+        largest: f32,
+    },
     /// A value that leaves the range of fp16 by its fold.
     #[error(
         "tensor {tensor}, element {element}: {value} times the factor {factor} of its fold is beyond the range of fp16 (65504)\n\
@@ -108,54 +144,6 @@ pub enum Error {
         /// The factor.
         factor: f32,
     },
-    /// The recipe needs statistics of activations and there are none.
-    #[error(
-        "recipe {recipe}: `{key}` needs statistics of the checkpoint's activations\n\
-         hint: measure them with `gemma-coreml calibrate` and give the file with --calibration; a bundle that is rewritten \
-         needs the same file again"
-    )]
-    NeedsCalibration {
-        /// Its name.
-        recipe: String,
-        /// The key that asks for them.
-        key: &'static str,
-    },
-    /// Statistics that would not change anything.
-    #[error(
-        "{path}: recipe {recipe} uses no statistics of activations\nhint: leave out --calibration, or choose another recipe"
-    )]
-    UnusedCalibration {
-        /// The file.
-        path: PathBuf,
-        /// Name of the recipe.
-        recipe: String,
-    },
-    /// Statistics of another checkpoint.
-    #[error(
-        "{path}: expected statistics of the checkpoint {expected}, the file has those of {got}\n\
-         hint: measure this checkpoint with `gemma-coreml calibrate`"
-    )]
-    OtherStatistics {
-        /// The file.
-        path: PathBuf,
-        /// Fingerprint of the checkpoint that is converted.
-        expected: String,
-        /// The one in the file.
-        got: String,
-    },
-    /// An input whose int8 scale is beyond fp16.
-    #[error(
-        "tensor {tensor}: its input reaches {largest}: an int8 scale is beyond the range of fp16 (65504)"
-    )]
-    ActivationRange {
-        /// Name without prefix.
-        tensor: String,
-        /// The largest magnitude of its range.
-        largest: f32,
-    },
-    /// Statistics that lack a tensor.
-    #[error(transparent)]
-    Calibration(#[from] crate::calibrate::Error),
     /// A row of a table, once scaled, is beyond fp16.
     #[error(
         "tensor {tensor}: row {row}: {value} times {factor} is beyond the range of fp16 (65504)"

@@ -3,8 +3,9 @@
 use super::journal::Done;
 use super::tables::row_format;
 use super::task::Task;
-use crate::bundle::provenance::{CalibrationRecord, CheckpointRecord, FORMAT, RecipeRecord, Tool};
+use crate::bundle::provenance::{CheckpointRecord, FORMAT, RecipeRecord, Tool};
 use crate::bundle::{BundleConfig, Provenance};
+use crate::calibrate::Stats;
 use crate::checkpoint::Checkpoint;
 use crate::gemma::ModelPlan;
 use crate::graph::{CacheForm, ChunkSpec, FunctionKind};
@@ -89,19 +90,6 @@ impl Job<'_> {
         }
     }
 
-    /// The statistics given, or those of the bundle that is kept.
-    fn calibration(&self) -> Option<CalibrationRecord> {
-        match (&self.task.calibration, &self.task.base) {
-            (Some(stats), _) => Some(CalibrationRecord {
-                sha256: stats.sha256().to_string(),
-                source: stats.source().to_string(),
-                tokens: stats.tokens(),
-            }),
-            (None, Some(base)) => base.provenance.calibration.clone(),
-            (None, None) => None,
-        }
-    }
-
     /// `provenance.json` of these units.
     pub fn provenance(&self, fingerprint: &str, done: &[&Done]) -> Provenance {
         let passed = self.checkpoint.passed_over();
@@ -111,20 +99,14 @@ impl Job<'_> {
                 name: env!("CARGO_PKG_NAME").to_string(),
                 version: env!("CARGO_PKG_VERSION").to_string(),
             },
-            recipe: recipe_record(&self.task.recipe),
-            packages: self
-                .task
-                .packages
-                .iter()
-                .map(|(name, recipe)| (name.clone(), recipe_record(recipe)))
-                .collect(),
+            recipe: self.task.record.clone(),
+            packages: self.task.records.clone(),
             checkpoint: CheckpointRecord {
                 sha256: fingerprint.to_string(),
                 vision_tensors: passed.vision,
                 audio_tensors: passed.audio,
                 other_tensors: passed.other,
             },
-            calibration: self.calibration(),
             context: self.task.context,
             full_rope: self.full_rope().to_string(),
             tensors: done
@@ -139,10 +121,12 @@ impl Job<'_> {
     }
 }
 
-/// A recipe as `provenance.json` keeps it.
-pub(super) fn recipe_record(recipe: &Recipe) -> RecipeRecord {
+/// A recipe as `provenance.json` keeps it, with the statistics that it is applied with.
+pub(super) fn recipe_record(recipe: &Recipe, calibration: Option<&Stats>) -> RecipeRecord {
+    let used = calibration.filter(|_| recipe.quantize.calibrated_by().is_some());
     RecipeRecord {
         name: recipe.name.clone(),
         text: recipe.source.clone(),
+        calibration: used.map(|stats| stats.sha256().to_string()),
     }
 }

@@ -51,8 +51,7 @@ pub struct Options {
     /// Rebuild this package (`chunk4`) of the bundle at the output, with the recipe given, which may quantize in another way.
     /// All else is kept, tables and tokenizer included. `force` and `model_id` say nothing then.
     pub only: Option<String>,
-    /// Statistics of the checkpoint's activations, for a recipe that needs them; for one that does not they are an error. They
-    /// are needed again when a bundle is rewritten for another `context`: programs hold what was made of them.
+    /// Statistics of the inputs of the model's projections, for recipes that ask for them. They decide the bundle's bytes.
     pub calibration: Option<std::sync::Arc<crate::calibrate::Stats>>,
     /// Name of the model for `model_config.json` (a hub id, say); `gemma4` when `None`. It is part of the bundle's bytes.
     pub model_id: Option<String>,

@@ -1,7 +1,6 @@
 //! From start to the final rename.
 
 use super::Options;
-use super::activations;
 use super::error::{Error, Result};
 use super::facts::Job;
 use super::journal::{Done, Journal};
@@ -124,8 +123,14 @@ impl Build<'_> {
         if let Some(base) = &self.job.task.base {
             base.check_checkpoint(&fingerprint)?;
         }
-        if let Some(stats) = &self.job.task.calibration {
-            activations::check_checkpoint(stats, &fingerprint)?;
+        if let Some(stats) = &self.job.task.calibration
+            && stats.checkpoint() != fingerprint
+        {
+            return Err(Error::OtherCalibration {
+                path: stats.path().to_path_buf(),
+                expected: fingerprint,
+                got: stats.checkpoint().to_string(),
+            });
         }
         let units = self.units();
         self.make(&fingerprint, &units)
@@ -180,9 +185,11 @@ impl Build<'_> {
             add(&recipe.source);
             add(&format!("{recipe:?}"));
         }
+        for record in std::iter::once(&task.record).chain(task.records.values()) {
+            add(record.calibration.as_deref().unwrap_or_default());
+        }
         add(&task.context.to_string());
         add(&task.model_id);
-        add(task.calibration.as_ref().map_or("", |stats| stats.sha256()));
         for path in job.checkpoint.token_files() {
             add(&files::record(&path)?.sha256);
         }

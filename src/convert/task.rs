@@ -26,11 +26,14 @@ pub(super) struct Task {
     pub recipe: Recipe,
     /// Recipes of packages that have another one, by package (`chunk4`).
     pub packages: BTreeMap<String, Recipe>,
+    /// Those recipes as `provenance.json` keeps them.
+    pub record: RecipeRecord,
+    pub records: BTreeMap<String, RecipeRecord>,
+    /// What the recipe of the packages that are built anew is applied with, where it asks for statistics.
+    pub calibration: Option<Arc<Stats>>,
     pub context: usize,
     pub model_id: String,
     pub chunks: Vec<ResolvedChunk>,
-    /// Statistics for the recipes that need them.
-    pub calibration: Option<Arc<Stats>>,
     /// The bundle that is rewritten.
     pub base: Option<Base>,
     /// The only package that is built anew; the rest is the base's.
@@ -46,20 +49,8 @@ impl Task {
         output: &Path,
         options: &Options,
     ) -> Result<Self> {
-        let task = Self::planned(plan, recipe, output, options)?;
-        activations::check(&task)?;
-        if let (Some(base), Some(stats)) = (&task.base, &task.calibration) {
-            base.check_calibration(stats, task.only.is_some())?;
-        }
-        Ok(task)
-    }
-
-    fn planned(
-        plan: &ModelPlan,
-        recipe: &Recipe,
-        output: &Path,
-        options: &Options,
-    ) -> Result<Self> {
+        let calibration = calibration(recipe, options)?;
+        let record = recipe_record(recipe, calibration.as_deref());
         let there = output.join(layout::MODEL_CONFIG).is_file();
         if let Some(only) = &options.only {
             if !there {
@@ -68,34 +59,42 @@ impl Task {
                     package: only.clone(),
                 });
             }
-            return Self::rebuild(plan, recipe, only, Base::read(output)?, options);
+            let base = Base::read(output)?;
+            let mut task = Self::rebuild(plan, (recipe, record), only, base, options)?;
+            task.calibration = calibration;
+            task.check_activations(options)?;
+            return Ok(task);
         }
         let mut task = Task {
             recipe: recipe.clone(),
             packages: BTreeMap::new(),
+            record: record.clone(),
+            records: BTreeMap::new(),
+            calibration,
             context: context(plan, recipe, options)?,
             model_id: options.model_id.as_deref().unwrap_or(MODEL_ID).to_string(),
             chunks: resolve(plan, recipe)?,
-            calibration: options.calibration.clone(),
             base: None,
             only: None,
         };
         if there && !options.force {
             let base = Base::read(output)?;
             base.check_tool()?;
-            let (expected, got) = (recipe_record(recipe), &base.provenance.recipe);
-            if expected != *got {
-                return Err(base.other("recipe", describe(&expected), describe(got)));
+            let got = &base.provenance.recipe;
+            if record != *got {
+                return Err(base.other("recipe", describe(&record), describe(got)));
             }
             task.packages = base.packages.clone();
+            task.records = base.provenance.packages.clone();
             task.base = Some(base);
         }
+        task.check_activations(options)?;
         Ok(task)
     }
 
     fn rebuild(
         plan: &ModelPlan,
-        recipe: &Recipe,
+        (recipe, record): (&Recipe, RecipeRecord),
         only: &str,
         base: Base,
         options: &Options,
@@ -115,26 +114,63 @@ impl Task {
             chunks[at] = chunk;
         }
         check_rules(recipe, &base.recipe, &chunks[at])?;
-        let mut packages = base.packages.clone();
+        let (mut packages, mut records) = (base.packages.clone(), base.provenance.packages.clone());
         packages.remove(only);
-        if recipe_record(recipe) != base.provenance.recipe {
+        records.remove(only);
+        if record != base.provenance.recipe {
             packages.insert(only.to_string(), recipe.clone());
+            records.insert(only.to_string(), record);
         }
         Ok(Task {
             recipe: base.recipe.clone(),
             packages,
+            record: base.provenance.recipe.clone(),
+            records,
+            calibration: None,
             context: base.config.context_length,
             model_id: base.config.model_name.clone(),
             chunks,
-            calibration: options.calibration.clone(),
             base: Some(base),
             only: Some(only.to_string()),
         })
     }
 
+    /// That every program that is written, also over weights that are kept, has the scales of its activations.
+    fn check_activations(&mut self, options: &Options) -> Result<()> {
+        let quantizes = |c: &ResolvedChunk| {
+            let recipe = self.recipe_of(&c.spec.name);
+            recipe.quantize.activations.is_some()
+        };
+        if self.calibration.is_none() && self.chunks.iter().any(quantizes) {
+            self.calibration = options.calibration.clone();
+        }
+        let written = |c: &&ResolvedChunk| self.only.as_ref().is_none_or(|o| *o == c.spec.name);
+        for chunk in self.chunks.iter().filter(written) {
+            activations::scales(self, chunk)?;
+        }
+        Ok(())
+    }
+
+    /// The recipe of a package as `provenance.json` keeps it.
+    pub fn record_of(&self, package: &str) -> &RecipeRecord {
+        self.records.get(package).unwrap_or(&self.record)
+    }
+
     /// The recipe of a package.
     pub fn recipe_of(&self, package: &str) -> &Recipe {
         self.packages.get(package).unwrap_or(&self.recipe)
+    }
+}
+
+/// The statistics that the recipe asks for.
+fn calibration(recipe: &Recipe, options: &Options) -> Result<Option<Arc<Stats>>> {
+    match (recipe.quantize.calibrated_by(), &options.calibration) {
+        (None, _) => Ok(None),
+        (Some(_), Some(stats)) => Ok(Some(stats.clone())),
+        (Some(key), None) => Err(Error::NoCalibration {
+            recipe: recipe.name.clone(),
+            key,
+        }),
     }
 }
 
@@ -215,7 +251,14 @@ fn check_rules(recipe: &Recipe, bundle: &Recipe, chunk: &ResolvedChunk) -> Resul
 /// A recipe in an error: its name and the beginning of its text's hash, as texts of the same name may differ.
 fn describe(recipe: &RecipeRecord) -> String {
     let hash = files::hex(&Sha256::digest(&recipe.text));
-    format!("{} (text {})", recipe.name, &hash[..12])
+    let name = &recipe.name;
+    match &recipe.calibration {
+        None => format!("{name} (text {})", &hash[..12]),
+        Some(sha) => {
+            let sha = sha.get(..12).unwrap_or(sha);
+            format!("{name} (text {}, calibration {sha})", &hash[..12])
+        }
+    }
 }
 
 /// The recipe that the bundle in `dir` was made with, rules that were added included.
@@ -258,7 +301,7 @@ impl Base {
         })
     }
 
-    fn other(&self, what: &'static str, expected: String, got: String) -> Error {
+    pub fn other(&self, what: &'static str, expected: String, got: String) -> Error {
         Error::OtherBundle {
             path: self.dir.clone(),
             what,
@@ -283,19 +326,6 @@ impl Base {
         match got == fingerprint {
             true => Ok(()),
             false => Err(self.other("checkpoint", fingerprint.to_string(), got.clone())),
-        }
-    }
-
-    /// Whether the bundle was made with these statistics. A package that is rebuilt may be the first to need some.
-    fn check_calibration(&self, stats: &Stats, rebuilds: bool) -> Result<()> {
-        let got = self.provenance.calibration.as_ref().map(|c| &c.sha256);
-        match got {
-            None if rebuilds => Ok(()),
-            Some(got) if got == stats.sha256() => Ok(()),
-            got => {
-                let got = got.map_or("none", String::as_str).to_string();
-                Err(self.other("calibration", stats.sha256().to_string(), got))
-            }
         }
     }
 

@@ -173,11 +173,6 @@ impl Recipe {
             .unwrap_or(DEFAULT_CONTEXT.min(max_positions))
     }
 
-    /// Whether a conversion needs statistics of the checkpoint's activations.
-    pub fn needs_calibration(&self) -> bool {
-        self.quantize.calibrated_by().is_some()
-    }
-
     /// What the packages are built for.
     pub fn graph_options(&self, context: usize) -> GraphOptions {
         GraphOptions {
@@ -214,9 +209,6 @@ impl Recipe {
                 "description",
                 "description: expected one line of text".to_owned(),
             ));
-        }
-        if let Some(activations) = &self.quantize.activations {
-            activations.check().map_err(|e| ("activations", e))?;
         }
         if self.context == Some(0) {
             return Err(("context", "context 0: expected at least 1 token".to_owned()));

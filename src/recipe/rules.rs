@@ -27,6 +27,8 @@ pub struct QuantRules {
     pub threshold: usize,
     /// Scheme of the embedding and per-layer row tables.
     pub tables: TableScheme,
+    /// How activations before quantized layers are quantized; not at all when absent.
+    pub activations: Option<Activations>,
     /// Palettes are fitted with each weight counted by the second moment of its input.
     #[serde(default)]
     pub importance: bool,
@@ -35,8 +37,6 @@ pub struct QuantRules {
     pub scale: bool,
     /// Indices are chosen so that weights make up for each other's errors.
     pub compensate: Option<Compensate>,
-    /// How activations before quantized layers are quantized; not at all when absent.
-    pub activations: Option<Activations>,
     /// Exceptions; the last one that matches a tensor wins.
     #[serde(default)]
     pub rules: Vec<Rule>,
@@ -176,11 +176,12 @@ impl QuantRules {
 
     /// What serde cannot see. The error is the key and what is wrong with it.
     pub(super) fn check(&self) -> std::result::Result<(), (&'static str, String)> {
-        if self.scale && self.activations.is_some() {
-            return Err((
-                "scale",
-                "scale does not go with activations: their ranges are those of inputs that are not scaled".to_owned(),
-            ));
+        if let Some(activations) = &self.activations {
+            activations.check().map_err(|e| ("activations", e))?;
+            if self.scale {
+                let why = "activations: their ranges are measured without the folds of `scale`";
+                return Err(("activations", format!("{why}: leave one of them out")));
+            }
         }
         match self.compensate {
             Some(c) if !(c.damping > 0.0 && c.damping <= 1.0) => Err((

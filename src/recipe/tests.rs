@@ -323,12 +323,9 @@ fn activations_have_a_range() {
     assert_eq!(minmax.quantize.activations.unwrap().percentile(), 100.0);
     let percentile = read("{ ranges = \"percentile\", percentile = 99.9 }");
     assert_eq!(percentile.quantize.activations.unwrap().percentile(), 99.9);
-    assert!(percentile.needs_calibration());
-    assert!(
-        !Recipe::parse("mine.toml", GOOD)
-            .unwrap()
-            .needs_calibration()
-    );
+    assert_eq!(percentile.quantize.calibrated_by(), Some("activations"));
+    let folded = with("{ ranges = \"minmax\" }\nscale = true");
+    assert!(error_of(&folded).contains("folds"));
     for (value, part) in [
         ("{ ranges = \"percentile\", percentile = 0 }", "above 0"),
         ("{ ranges = \"percentile\", percentile = 100.5 }", "100.5"),

@@ -94,7 +94,9 @@ impl Calibrations {
     /// The statistics of a recipe; `None` where it asks for none.
     pub fn of(&self, recipe: &Recipe) -> Option<Arc<Stats>> {
         let found = self.by_recipe.get(&recipe.name).or(self.default.as_ref());
-        found.filter(|_| recipe.needs_calibration()).cloned()
+        found
+            .filter(|_| recipe.quantize.calibrated_by().is_some())
+            .cloned()
     }
 }
 

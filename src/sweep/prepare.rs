@@ -115,7 +115,7 @@ pub(super) fn check(plan: &ModelPlan, settings: &Settings) -> Result<()> {
             settings.calibration.of(recipe),
         ) {
             let recipe = recipe.name.clone();
-            return Err(failed(convert::Error::NeedsCalibration { recipe, key }));
+            return Err(failed(convert::Error::NoCalibration { recipe, key }));
         }
     }
     windows(&settings.ids, context)?;

@@ -163,7 +163,7 @@ fn pairs_stand_before_quantized_layers_and_nowhere_else() {
             let linear = linear.filter(|t| t.file.ends_with(".mlpackage") && t.scheme != "fp16");
             assert_eq!(quantized, linear.count(), "{model} {recipe}");
             assert!(quantized > 0);
-            assert_eq!(facts.calibration.unwrap().sha256, stats.sha256());
+            assert_eq!(facts.recipe.calibration.unwrap(), stats.sha256());
         }
     }
     coremltools_validate(&packages);
@@ -325,24 +325,22 @@ fn statistics_are_asked_for_and_looked_at() {
     };
     assert!(matches!(
         refused("w8a8", &options()),
-        Error::NeedsCalibration { .. }
-    ));
-    assert!(matches!(
-        refused("swa4-int8", &with(&stats)),
-        Error::UnusedCalibration { .. }
+        Error::NoCalibration {
+            key: "activations",
+            ..
+        }
     ));
     let other = tempfile::tempdir().unwrap();
     let of_other = statistics(&fixture("e4b-tiny"), other.path());
-    let error = refused("w8a8", &with(&of_other));
-    assert!(
-        error.to_string().contains("per_layer") || matches!(error, Error::OtherStatistics { .. }),
-        "{error}"
-    );
+    let missing = run(&fixture("nano"), "w8a8", &out, &with(&stats)).unwrap_err();
+    assert!(matches!(missing, Error::Calibration(_)), "{missing}");
+    let error = run(&model, "w8a8", &out, &with(&of_other)).unwrap_err();
+    assert!(matches!(error, Error::OtherCalibration { .. }), "{error}");
     let changed = damaged("dense-tiny", dir.path(), |file| {
         file.set("layers.0.mlp.up_proj.weight", 0, 0.5)
     });
     let error = run(&changed, "w8a8", &out, &with(&stats)).unwrap_err();
-    assert!(matches!(error, Error::OtherStatistics { .. }), "{error}");
+    assert!(matches!(error, Error::OtherCalibration { .. }), "{error}");
     assert!(!out.exists());
 }
 
@@ -361,7 +359,7 @@ fn another_context_needs_the_same_statistics() {
     run(&model, "w8a8", &out, &at(64, Some(&stats))).unwrap();
     let before = contents(&out);
     let error = run(&model, "w8a8", &out, &at(96, None)).unwrap_err();
-    assert!(matches!(error, Error::NeedsCalibration { .. }), "{error}");
+    assert!(matches!(error, Error::NoCalibration { .. }), "{error}");
     let noise = dir.path().join("noise");
     let checkpoint = Checkpoint::open(&model).unwrap();
     let noise = calibrate::calibrate(
@@ -374,13 +372,7 @@ fn another_context_needs_the_same_statistics() {
     let noise = Arc::new(noise.unwrap());
     let error = run(&model, "w8a8", &out, &at(96, Some(&noise))).unwrap_err();
     assert!(
-        matches!(
-            error,
-            Error::OtherBundle {
-                what: "calibration",
-                ..
-            }
-        ),
+        matches!(error, Error::OtherBundle { what: "recipe", .. }),
         "{error}"
     );
     assert!(contents(&out) == before);
@@ -401,8 +393,9 @@ fn another_context_needs_the_same_statistics() {
         .to_string();
     let plain = Recipe::parse("plain", &plain.replace(&line, "")).unwrap();
     run_recipe(&model, &plain, &out, &only).unwrap();
-    let record = Provenance::read(&out).unwrap().calibration.unwrap();
-    assert_eq!(record.sha256, stats.sha256());
+    let facts = Provenance::read(&out).unwrap();
+    assert_eq!(facts.recipe.calibration.unwrap(), stats.sha256());
+    assert!(facts.packages["chunk2"].calibration.is_none());
     assert!(
         contents(&out)["chunk2.mlpackage/Data/com.apple.CoreML/model.mlmodel"]
             != contents(&fresh)["chunk2.mlpackage/Data/com.apple.CoreML/model.mlmodel"]
@@ -413,6 +406,44 @@ fn another_context_needs_the_same_statistics() {
     };
     run(&model, "w8a8", &out, &again).unwrap();
     assert_same(&out, &fresh);
+}
+
+/// One package alone has quantized activations: another context asks for its statistics all the same.
+#[test]
+fn a_package_with_activations_of_its_own_is_rewritten_with_its_statistics() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = fixture("e4b-tiny");
+    let stats = statistics(&model, dir.path());
+    let out = dir.path().join("b");
+    run(&model, "swa4-int8", &out, &options()).unwrap();
+    let rebuild = |context: Option<usize>, stats: Option<&Arc<Stats>>| Options {
+        only: context.map_or(Some("chunk2".into()), |_| None),
+        context,
+        calibration: stats.cloned(),
+        ..options()
+    };
+    run(&model, "w8a8", &out, &rebuild(None, Some(&stats))).unwrap();
+    let before = contents(&out);
+    let error = run(&model, "swa4-int8", &out, &rebuild(Some(96), None)).unwrap_err();
+    assert!(matches!(error, Error::NoCalibration { .. }), "{error}");
+    let checkpoint = Checkpoint::open(&model).unwrap();
+    let noise = dir.path().join("noise");
+    let noise = calibrate::calibrate(
+        &checkpoint,
+        &Source::Noise(5),
+        &Default::default(),
+        &noise,
+        &NoProgress,
+    );
+    let noise = Arc::new(noise.unwrap());
+    let error = run(&model, "swa4-int8", &out, &rebuild(Some(96), Some(&noise))).unwrap_err();
+    let other = matches!(&error, Error::OtherBundle { what, .. } if *what == "calibration");
+    assert!(other, "{error}");
+    for context in [96, 64] {
+        let options = rebuild(Some(context), Some(&stats));
+        run(&model, "swa4-int8", &out, &options).unwrap();
+    }
+    assert!(contents(&out) == before);
 }
 
 /// coremltools' own pass over one convolution: the form and the scale that it writes, and what its value inference computes.

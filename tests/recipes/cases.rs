@@ -101,7 +101,11 @@ pub fn bundle_of(
     let options = Options {
         context: Some(context),
         force: true,
-        calibration: recipe.needs_calibration().then(|| statistics(&checkpoint)),
+        calibration: recipe
+            .quantize
+            .calibrated_by()
+            .is_some()
+            .then(|| statistics(&checkpoint)),
         ..Options::default()
     };
     let result = convert::convert(&checkpoint, recipe, &out, &options, &NoProgress)
