@@ -184,7 +184,8 @@ impl Job<'_> {
             let mut selection = pruner.select(percent);
             for tile in within(&group, 1) {
                 self.read(&tile)?;
-                (values.clear(), mask.clear());
+                values.clear();
+                mask.clear();
                 for &value in &self.buffers.values {
                     let keep = selection.keeps(value);
                     mask.push(u8::from(keep));
