@@ -96,7 +96,7 @@ pub fn unpacked(function: &ReadFunction, op: &ReadOp) -> Vec<f32> {
             let (data, scale) = (argument(op, "data"), argument(op, "scale"));
             let scales = halves(&scale.bytes());
             let block = count / scales.len();
-            assert!(per_row % block == 0 || scales.len() == 1);
+            assert!(per_row.is_multiple_of(block) || scales.len() == 1);
             let four = data.ty().dtype.name() == "int4";
             let codes = bits(&data.bytes(), if four { 4 } else { 8 }, count);
             let value = |q: u8| {
