@@ -55,7 +55,7 @@ fn sweep_prints_a_table_and_json_and_keeps_results() {
     let place = place();
     let model = fixture("dense-tiny");
     let model = path(&model);
-    let more = ["--recipes", "swa4-fp16", "swa4-w3"];
+    let more = ["--recipes", "swa4-fp16", "w3"];
     let text = good(&args(&place, model, &more));
     let lines: Vec<&str> = text.lines().collect();
     let header: Vec<&str> = lines[0].split_whitespace().collect();
@@ -68,7 +68,7 @@ fn sweep_prints_a_table_and_json_and_keeps_results() {
         "{text}"
     );
     assert!(
-        lines[2].starts_with("swa4-w3 *  ") && lines[2].contains("  4.997  "),
+        lines[2].starts_with("w3 *  ") && lines[2].contains("  4.997  "),
         "{text}"
     );
     assert!(
@@ -82,13 +82,13 @@ fn sweep_prints_a_table_and_json_and_keeps_results() {
     again.extend(["--format", "json"]);
     let output = run(&again);
     assert!(
-        stderr(&output).contains("swa4-w3: kept from an earlier run"),
+        stderr(&output).contains("w3: kept from an earlier run"),
         "{}",
         stderr(&output)
     );
     let value: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(value, read(&place.out.join("sweep.json")));
-    assert_eq!(value["recipes"][1]["name"], "swa4-w3");
+    assert_eq!(value["recipes"][1]["name"], "w3");
     assert_eq!(value["recipes"][0]["path"], "batched");
     assert!(value["recipes"][1]["figures"]["kl_mean"].as_f64().unwrap() > 0.0);
     assert_eq!(value["model"], "dense-tiny");
@@ -103,26 +103,23 @@ fn a_check_that_does_not_agree_exits_4_and_names_the_recipe() {
     let args = args(
         &place,
         path(&model),
-        &["--recipes", "swa4-fp16", "swa4-w3", "-q"],
+        &["--recipes", "swa4-fp16", "w3", "-q"],
     );
     good(&args);
     // As if the interpreter had found something else.
-    let file = place.out.join("results/swa4-w3.json");
+    let file = place.out.join("results/w3.json");
     let mut result = read(&file);
     let kl = result["check"]["kl_interpreter"].as_f64().unwrap();
     result["check"]["kl_interpreter"] = (kl * 1.5).into();
     std::fs::write(&file, result.to_string()).unwrap();
     let text = hinted(&args, GATE);
     assert!(
-        text.contains("error: swa4-w3: ") && text.contains("op by op"),
+        text.contains("error: w3: ") && text.contains("op by op"),
         "{text}"
     );
     let page = std::fs::read_to_string(place.out.join("sweep.html")).unwrap();
     assert!(page.contains("class=\"bad\">differ</span>"));
-    assert_eq!(
-        read(&place.out.join("sweep.json"))["disagree"][0],
-        "swa4-w3"
-    );
+    assert_eq!(read(&place.out.join("sweep.json"))["disagree"][0], "w3");
 }
 
 #[test]
@@ -131,15 +128,15 @@ fn bad_input_exits_3_before_anything_is_written() {
     let (model, moe) = (fixture("dense-tiny"), fixture("moe-tiny"));
     let (model, moe) = (path(&model), path(&moe));
     let own = place.dir.path().join("own.toml");
-    std::fs::write(&own, good(&["recipes", "show", "swa4-w3"])).unwrap();
+    std::fs::write(&own, good(&["recipes", "show", "w3"])).unwrap();
     let broken = place.dir.path().join("recall.jsonl");
     let long = "Once there was a dog. ".repeat(20);
     std::fs::write(&broken, "{\"ids\": [1]}\n").unwrap();
     for (model, more, part) in [
         (
             model,
-            &["--recipes", "swa4-w3", path(&own)][..],
-            "two recipes are named `swa4-w3`",
+            &["--recipes", "w3", path(&own)][..],
+            "two recipes are named `w3`",
         ),
         (model, &["--recipes", "swa4-w99x"], "swa4-w99x"),
         (
@@ -149,16 +146,16 @@ fn bad_input_exits_3_before_anything_is_written() {
         ),
         (
             model,
-            &["--recipes", "swa4-w3", "--recall", path(&broken)],
+            &["--recipes", "w3", "--recall", path(&broken)],
             "recall.jsonl:1: ",
         ),
-        (model, &["--recipes", "swa4-w3", "-p", &long], "needs"),
+        (model, &["--recipes", "w3", "-p", &long], "needs"),
         (
             model,
-            &["--recipes", "swa4-w3", "--calibration", "no-such-file"],
+            &["--recipes", "w3", "--calibration", "no-such-file"],
             "no-such-file",
         ),
-        ("no/such", &["--recipes", "swa4-w3"], "no/such"),
+        ("no/such", &["--recipes", "w3"], "no/such"),
     ] {
         let text = bad(&args(&place, model, more), INVALID);
         assert!(text.contains(part), "{more:?}: {text}");

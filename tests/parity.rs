@@ -285,13 +285,13 @@ fn fewer_bits_lose_more() {
     let kl = |recipe| over_text(recipe).logits.kl_mean;
     let fp16 = kl("swa4-fp16");
     let (w8, w6, w4, w3, w2) = (
-        kl("swa4-w8"),
-        kl("swa4-w6"),
+        kl("w8-palette"),
+        kl("w6"),
         kl("swa4-int4"),
-        kl("swa4-w3"),
-        kl("swa4-w2"),
+        kl("w3"),
+        kl("w2"),
     );
-    let (int8, block) = (kl("swa4-int8"), kl("swa4-int4-block"));
+    let (int8, block) = (kl("w8-linear"), kl("w4-linear"));
     assert!(w8 < w6 && w6 < w4 && w4 < w3 && w3 < w2);
     assert!(fp16 <= w8 && fp16 <= int8 && int8 < block);
     // What 4 bits may cost at most; they cost a tenth of it. Two bits cost several times more.

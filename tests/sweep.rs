@@ -1,7 +1,7 @@
 //! Sweeps over fixtures: figures equal those of `evaluate_text`, results are kept and recomputed, faults are named, the page is
 //! well-formed.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use gemma_coreml::bundle::Bundle;
@@ -108,10 +108,10 @@ fn batched_logits_are_those_of_the_packages() {
     for (model, recipe) in [
         ("nano", "swa4-int4"),
         ("e4b-tiny", "swa4-fp16"),
-        ("e4b-tiny", "swa4-int4-block"),
-        ("e2b35-tiny", "swa4-w3"),
-        ("dense-tiny", "swa4-int8"),
-        ("moe-tiny", "swa4-w8"),
+        ("e4b-tiny", "w4-linear"),
+        ("e2b35-tiny", "w3"),
+        ("dense-tiny", "w8-linear"),
+        ("moe-tiny", "w8-palette"),
         ("textonly-tiny", "swa2"),
         ("e4b-tiny", "stateless-full"),
         ("e4b-tiny", "stateful"),
@@ -225,12 +225,12 @@ fn equals_text_evaluation(model: &str, recipes: &[&str], batched: &[bool]) {
 
 #[test]
 fn figures_are_those_of_the_text_evaluation_on_nano() {
-    equals_text_evaluation("nano", &["swa4-int4", "swa4-w2"], &[true, true]);
+    equals_text_evaluation("nano", &["swa4-int4", "w2"], &[true, true]);
 }
 
 #[test]
 fn figures_are_those_of_the_text_evaluation_on_a_fixture_with_a_window() {
-    equals_text_evaluation("e4b-tiny", &["swa4-w3", "wfa-40"], &[true, false]);
+    equals_text_evaluation("e4b-tiny", &["w3", "wfa-40"], &[true, false]);
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn recall_and_weight_figures_are_counted() {
         .collect();
     let file = dir.path().join("recall.jsonl");
     std::fs::write(&file, near.join("\n")).unwrap();
-    let mut settings = settings("nano", &["swa4-fp16", "swa4-w2"]);
+    let mut settings = settings("nano", &["swa4-fp16", "w2"]);
     settings.recall = read_recall(&file).unwrap();
     settings.context = 160;
     let (sweep, _) = run("nano", &settings, &dir.path().join("sweep"));
@@ -266,7 +266,7 @@ fn recall_and_weight_figures_are_counted() {
     let each: Vec<f64> = lossy.filter_map(|t| t.sqnr_db).collect();
     assert!(each.iter().any(|db| *db < all) && each.iter().any(|db| *db > all));
     // The front is both, and both were run op by op.
-    assert_eq!(sweep.front, ["swa4-fp16", "swa4-w2"]);
+    assert_eq!(sweep.front, ["swa4-fp16", "w2"]);
     assert!(
         sweep
             .recipes
@@ -284,9 +284,9 @@ fn json(dir: &Path) -> String {
 fn a_sweep_goes_on_where_it_was_interrupted() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    let settings = settings("dense-tiny", &["swa4-int4", "swa4-w2"]);
+    let settings = settings("dense-tiny", &["swa4-int4", "w2"]);
     let (first, begun) = run("dense-tiny", &settings, dir);
-    assert_eq!(begun, ["swa4-int4", "swa4-w2"]);
+    assert_eq!(begun, ["swa4-int4", "w2"]);
     let whole = json(dir);
     let base = std::fs::metadata(dir.join("base.safetensors")).unwrap();
     let (again, begun) = run("dense-tiny", &settings, dir);
@@ -295,12 +295,12 @@ fn a_sweep_goes_on_where_it_was_interrupted() {
     assert_eq!(json(dir), whole);
 
     // As if the power went while the second recipe was at work: its result is half written, its bundle half made.
-    let result = sweep::result_path(dir, "swa4-w2");
+    let result = sweep::result_path(dir, "w2");
     let text = std::fs::read(&result).unwrap();
     std::fs::write(&result, &text[..text.len() / 2]).unwrap();
-    std::fs::create_dir_all(dir.join("bundles/.swa4-w2.partial/content")).unwrap();
+    std::fs::create_dir_all(dir.join("bundles/.w2.partial/content")).unwrap();
     let (resumed, begun) = run("dense-tiny", &settings, dir);
-    assert_eq!(begun, ["swa4-w2"]);
+    assert_eq!(begun, ["w2"]);
     assert_eq!(resumed.recipes[0], first.recipes[0]);
     assert_eq!(resumed.recipes[1].figures, first.recipes[1].figures);
     assert_eq!(resumed.recipes[1].sample, first.recipes[1].sample);
@@ -322,7 +322,7 @@ impl Progress for Falls {
 
 #[test]
 fn an_interruption_anywhere_loses_one_recipe_at_most() {
-    let settings = settings("dense-tiny", &["swa4-int4", "swa4-w2"]);
+    let settings = settings("dense-tiny", &["swa4-int4", "w2"]);
     let whole = tempfile::tempdir().unwrap();
     let (want, _) = run("dense-tiny", &settings, whole.path());
     let steps = Falls(Default::default(), usize::MAX);
@@ -358,14 +358,14 @@ fn an_interruption_anywhere_loses_one_recipe_at_most() {
 fn what_changes_is_computed_again() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    let mut settings = settings("dense-tiny", &["swa4-int4", "swa4-w2"]);
+    let mut settings = settings("dense-tiny", &["swa4-int4", "w2"]);
     run("dense-tiny", &settings, dir);
     let text = settings.recipes[1]
         .source
         .replace("palette2-g32", "palette3-g32");
     settings.recipes[1] = Recipe::parse("changed", &text).unwrap();
     let (changed, begun) = run("dense-tiny", &settings, dir);
-    assert_eq!(begun, ["swa4-w2"]);
+    assert_eq!(begun, ["w2"]);
     assert!(changed.recipes[1].weights.bits_per_weight > 3.0);
     // One that an earlier sweep had beaten, and did not run op by op, is run so when it is on the front of another sweep.
     settings.recipes.remove(1);

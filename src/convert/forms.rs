@@ -361,7 +361,9 @@ impl SparseParts {
 mod tests {
     use super::*;
     use crate::checkpoint::TensorView;
+    use crate::convert::input::{Factors, Input};
     use crate::convert::tile::Buffers;
+    use crate::convert::tuning::Tuning;
     use crate::progress::NoProgress;
 
     /// Sums of the same squares in another order.
@@ -373,6 +375,7 @@ mod tests {
     /// What a way of streaming writes, part by part, and its errors.
     fn written(
         values: &[u8],
+        tuning: &Tuning,
         work: impl FnOnce(&mut Job<'_>) -> std::result::Result<ErrorStats, Stopped>,
     ) -> (Vec<(Part, Vec<u8>)>, ErrorStats) {
         let view = TensorView::of_f16("w", &[LENGTH / INPUTS, INPUTS], values);
@@ -385,8 +388,10 @@ mod tests {
             }
             Ok(())
         };
+        let input = Input::new(view, INPUTS, Factors::default());
         let mut job = Job {
-            view: &view,
+            input: &input,
+            tuning,
             buffers: &mut buffers,
             progress: &NoProgress,
             sink,
@@ -420,29 +425,46 @@ mod tests {
             );
             assert_eq!(large.1.max_abs, small.1.max_abs, "{what}");
         };
+        let plain = Tuning::default();
+        let importance: Vec<f32> = (0..INPUTS).map(|i| (i % 7) as f32 + 0.5).collect();
+        let weighted = Tuning {
+            inputs: Some(importance.into()),
+            ..Tuning::default()
+        };
+        check(
+            "weighted",
+            written(&values, &weighted, |job| job.large_groups(3, LENGTH)),
+            written(&values, &weighted, |job| job.groups(3, LENGTH)),
+        );
         check(
             "scalar",
-            written(&values, |job| job.large_groups(3, LENGTH)),
-            written(&values, |job| job.groups(3, LENGTH)),
+            written(&values, &plain, |job| job.large_groups(3, LENGTH)),
+            written(&values, &plain, |job| job.groups(3, LENGTH)),
         );
         check(
             "vectors",
-            written(&values, |job| {
+            written(&values, &plain, |job| {
                 job.large_vector_groups((2, 2), LENGTH, INPUTS)
             }),
-            written(&values, |job| job.vector_groups((2, 2), LENGTH, INPUTS)),
+            written(&values, &plain, |job| {
+                job.vector_groups((2, 2), LENGTH, INPUTS)
+            }),
         );
         check(
             "sparse",
-            written(&values, |job| job.large_sparse_groups((3, 33), LENGTH)),
-            written(&values, |job| job.sparse_groups((3, 33), LENGTH)),
+            written(&values, &plain, |job| {
+                job.large_sparse_groups((3, 33), LENGTH)
+            }),
+            written(&values, &plain, |job| job.sparse_groups((3, 33), LENGTH)),
         );
     }
 
     #[test]
     fn int8_tables_of_a_large_group_are_nearest_as_stored() {
         let values = values();
-        let (parts, stats) = written(&values, |job| job.scaled_groups(4, LENGTH));
+        let (parts, stats) = written(&values, &Tuning::default(), |job| {
+            job.scaled_groups(4, LENGTH)
+        });
         let [
             (Part::Data, indices),
             (Part::Lut, codes),

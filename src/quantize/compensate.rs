@@ -531,7 +531,7 @@ mod tests {
             rows: None,
             rounds: 1,
         };
-        let mut run = |with: &Compensation<'_>, n: usize| {
+        let run = |with: &Compensation<'_>, n: usize| {
             let group = vec![f16::ONE; n];
             palettize_compensated(&group, 4, with, &mut Scratch::new(), &mut vec![0; n])
         };

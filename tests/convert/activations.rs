@@ -415,7 +415,7 @@ fn a_package_with_activations_of_its_own_is_rewritten_with_its_statistics() {
     let model = fixture("e4b-tiny");
     let stats = statistics(&model, dir.path());
     let out = dir.path().join("b");
-    run(&model, "swa4-int8", &out, &options()).unwrap();
+    run(&model, "w8-linear", &out, &options()).unwrap();
     let rebuild = |context: Option<usize>, stats: Option<&Arc<Stats>>| Options {
         only: context.map_or(Some("chunk2".into()), |_| None),
         context,
@@ -424,7 +424,7 @@ fn a_package_with_activations_of_its_own_is_rewritten_with_its_statistics() {
     };
     run(&model, "w8a8", &out, &rebuild(None, Some(&stats))).unwrap();
     let before = contents(&out);
-    let error = run(&model, "swa4-int8", &out, &rebuild(Some(96), None)).unwrap_err();
+    let error = run(&model, "w8-linear", &out, &rebuild(Some(96), None)).unwrap_err();
     assert!(matches!(error, Error::NoCalibration { .. }), "{error}");
     let checkpoint = Checkpoint::open(&model).unwrap();
     let noise = dir.path().join("noise");
@@ -436,12 +436,12 @@ fn a_package_with_activations_of_its_own_is_rewritten_with_its_statistics() {
         &NoProgress,
     );
     let noise = Arc::new(noise.unwrap());
-    let error = run(&model, "swa4-int8", &out, &rebuild(Some(96), Some(&noise))).unwrap_err();
+    let error = run(&model, "w8-linear", &out, &rebuild(Some(96), Some(&noise))).unwrap_err();
     let other = matches!(&error, Error::OtherBundle { what, .. } if *what == "calibration");
     assert!(other, "{error}");
     for context in [96, 64] {
         let options = rebuild(Some(context), Some(&stats));
-        run(&model, "swa4-int8", &out, &options).unwrap();
+        run(&model, "w8-linear", &out, &options).unwrap();
     }
     assert!(contents(&out) == before);
 }

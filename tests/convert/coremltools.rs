@@ -62,6 +62,26 @@ fn compare_weights(package: &Path, dump: &Path) -> usize {
     compared
 }
 
+/// Compares the weights of packages with coremltools' own decompression; `dir` takes its output. Returns how many.
+fn compare_all(packages: &[PathBuf], dir: &Path) -> usize {
+    let dumps = dir.join("dumps");
+    coremltools_dump_weights(packages, &dumps);
+    let one = |package: &PathBuf| {
+        let stem = package.file_stem().unwrap().to_string_lossy();
+        compare_weights(package, &dumps.join(format!("{stem}.safetensors")))
+    };
+    packages.iter().map(one).sum()
+}
+
+/// [`compare_all`] for the packages of these bundles.
+pub fn equal_to_coremltools(bundles: &[PathBuf], dir: &Path) -> usize {
+    let packages = bundles.iter().flat_map(|bundle| {
+        let label = bundle.file_name().unwrap().to_string_lossy();
+        collect_packages(bundle, &label, dir)
+    });
+    compare_all(&packages.collect::<Vec<_>>(), dir)
+}
+
 #[test]
 fn coremltools_opens_every_package_and_finds_the_same_weights() {
     let dir = tempfile::tempdir().unwrap();
@@ -75,15 +95,7 @@ fn coremltools_opens_every_package_and_finds_the_same_weights() {
             fs::remove_dir_all(out).unwrap();
         }
     }
-    let dumps = dir.path().join("dumps");
-    coremltools_dump_weights(&packages, &dumps);
-    let compared: usize = packages
-        .iter()
-        .map(|package| {
-            let stem = package.file_stem().unwrap().to_string_lossy();
-            compare_weights(package, &dumps.join(format!("{stem}.safetensors")))
-        })
-        .sum();
+    let compared = compare_all(&packages, dir.path());
     println!("{} packages, {compared} weights", packages.len());
     assert!(packages.len() >= 4 * 8 * 4);
 }

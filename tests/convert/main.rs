@@ -2,6 +2,7 @@
 
 mod activations;
 mod archive;
+mod calibrated;
 #[path = "../common/mod.rs"]
 mod common;
 mod coremltools;

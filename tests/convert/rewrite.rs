@@ -43,10 +43,7 @@ fn another_context_is_what_a_whole_conversion_makes() {
     let cases = fixtures()
         .into_iter()
         .map(|model| (model, "swa4-int4"))
-        .chain(
-            ["swa4-fp16", "swa4-int8", "swa4-int4-block", "swa4-w3"]
-                .map(|r| (MODEL.to_string(), r)),
-        );
+        .chain(["swa4-fp16", "w8-linear", "w4-linear", "w3"].map(|r| (MODEL.to_string(), r)));
     for (model, recipe) in cases {
         let dir = tempfile::tempdir().unwrap();
         let (out, fresh) = (dir.path().join("b"), dir.path().join("fresh"));

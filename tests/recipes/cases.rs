@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use gemma_coreml::bundle::Bundle;
-use gemma_coreml::calibrate::{Source, Stats, calibrate};
+use gemma_coreml::calibrate::{self, Framing, Source, Stats, TextOptions, sequences};
 use gemma_coreml::checkpoint::Checkpoint;
 use gemma_coreml::convert::{self, Options};
 use gemma_coreml::evaluate::parity::Comparison;
@@ -116,13 +116,35 @@ pub fn bundle_of(
     result
 }
 
-/// Statistics of a checkpoint over a few ids.
+/// Statistics of a checkpoint over its calibration text, or over a few ids where it has none; measured once.
 fn statistics(checkpoint: &Checkpoint) -> Arc<Stats> {
-    let dir = tempfile::tempdir().unwrap();
-    let out = dir.path().join("stats.safetensors");
-    let source = Source::Text(vec![(2..100).collect()]);
-    let stats = calibrate(checkpoint, &source, &Default::default(), &out, &NoProgress);
-    Arc::new(stats.unwrap())
+    static KNOWN: Mutex<BTreeMap<PathBuf, Arc<Stats>>> = Mutex::new(BTreeMap::new());
+    let mut known = KNOWN.lock().unwrap();
+    let stats = known
+        .entry(checkpoint.dir().to_path_buf())
+        .or_insert_with(|| {
+            let text = std::fs::read_to_string(checkpoint.dir().join("calibration.txt"));
+            let cut = TextOptions {
+                framing: Framing::Whole,
+                length: 512,
+                max_tokens: 16_384,
+            };
+            let source = Source::Text(match text {
+                Ok(text) => sequences(checkpoint, &text, &cut).unwrap(),
+                Err(_) => vec![(2..100).collect()],
+            });
+            let dir = tempfile::tempdir().unwrap();
+            let out = dir.path().join("stats.safetensors");
+            let options = calibrate::Options {
+                full: true,
+                ..Default::default()
+            };
+            // The file stays mapped when its directory goes.
+            Arc::new(
+                calibrate::calibrate(checkpoint, &source, &options, &out, &NoProgress).unwrap(),
+            )
+        });
+    stats.clone()
 }
 
 /// An error with its causes.
