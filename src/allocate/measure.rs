@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::error::{Error, Result};
-use super::{Settings, Unit, io};
+use super::{Settings, Unit, io, save};
 use crate::bundle::files;
 use crate::checkpoint::Checkpoint;
 use crate::convert::{
@@ -16,7 +16,8 @@ use crate::convert::{
 use crate::evaluate::metrics::log_sum_exp;
 use crate::evaluate::text::windows;
 use crate::gemma::ModelPlan;
-use crate::gemma::reference::{Reference, WeightSource};
+use crate::gemma::names::EMBED;
+use crate::gemma::reference::{Reference, RowResult, Table, WeightSource, checkpoint_row};
 use crate::progress::Progress;
 use crate::quantize::Scheme;
 use crate::quantize::scheme::PALETTE_BITS;
@@ -105,10 +106,7 @@ pub fn measure_or_read(
         what: file.display().to_string(),
         source,
     })?;
-    if let Some(parent) = file.parent() {
-        std::fs::create_dir_all(parent).map_err(io(parent))?;
-    }
-    sweep::write_atomically(file, text.as_bytes())?;
+    save(file, text.as_bytes())?;
     // Read back, so that the last bits are those that another run reads.
     parse(&text)
 }
@@ -154,7 +152,15 @@ pub fn measure(
         let tables = errors(checkpoint, &plan, (settings, &rules), &chunks, progress)?;
         match &windows {
             None => Ok(relative(tables)),
-            Some(windows) => sensitivities(checkpoint, windows, tables, progress),
+            Some(windows) => {
+                let run = Run {
+                    checkpoint,
+                    plan: &plan,
+                    windows,
+                    looks_up: settings.recipe.layout.takes_ids(),
+                };
+                run.sensitivities(tables, progress)
+            }
         }
     });
     let fed = |w: &Vec<Vec<u32>>| w.iter().map(Vec::len).sum();
@@ -333,78 +339,116 @@ fn relative(tables: Vec<Tables<'_>>) -> Vec<TensorMeasure> {
     tables.into_iter().map(one).collect()
 }
 
-/// Mean KL from the f32 model with each tensor alone quantized.
-fn sensitivities(
-    checkpoint: &Checkpoint,
-    windows: &[Vec<u32>],
-    tables: Vec<Tables<'_>>,
-    progress: &dyn Progress,
-) -> Result<Vec<TensorMeasure>> {
-    let tokens: usize = windows.iter().map(Vec::len).sum();
-    let passes = tables.iter().filter(|t| t.probe.is_some()).count();
-    progress.begin_steps("sensitivities", tokens * (1 + passes));
-    let mut base: Vec<TopRow> = Vec::with_capacity(tokens);
-    let mut model = model(Reference::load(checkpoint))?;
-    over(&mut model, windows, progress, &mut |row| {
-        base.push(TopRow::of(row, TOP.min(row.len()), None));
-    })?;
-    drop(model);
-    let mut measures = Vec::with_capacity(tables.len());
-    for table in tables {
-        let Some((bits, index)) = table.probe else {
-            measures.push(table.finish(0.0));
-            continue;
-        };
-        progress.item(&table.tensor);
+/// The model over a text, with one tensor quantized at a time.
+struct Run<'a> {
+    checkpoint: &'a Checkpoint,
+    plan: &'a ModelPlan,
+    windows: &'a [Vec<u32>],
+    /// Whether the packages look tokens up in the head's weight, so that its error is that of the embedding as well.
+    looks_up: bool,
+}
+
+impl Run<'_> {
+    fn tokens(&self) -> usize {
+        self.windows.iter().map(Vec::len).sum()
+    }
+
+    /// Mean KL from the f32 model with each tensor alone quantized.
+    fn sensitivities(
+        &self,
+        tables: Vec<Tables<'_>>,
+        progress: &dyn Progress,
+    ) -> Result<Vec<TensorMeasure>> {
+        let passes = tables.iter().filter(|t| t.probe.is_some()).count();
+        progress.begin_steps("sensitivities", self.tokens() * (1 + passes));
+        let mut base: Vec<TopRow> = Vec::with_capacity(self.tokens());
+        let reference = Reference::load(self.checkpoint).map_err(sweep::Error::from)?;
+        self.over(reference, progress, &mut |row| {
+            base.push(TopRow::of(row, TOP.min(row.len()), None));
+        })?;
+        let mut measures = Vec::with_capacity(tables.len());
+        for table in tables {
+            let Some((bits, index)) = table.probe else {
+                measures.push(table.finish(0.0));
+                continue;
+            };
+            progress.item(&table.tensor);
+            let kl = self.divergence(&table, index, &base, progress)?;
+            if !kl.is_finite() {
+                return Err(Error::NotFinite {
+                    tensor: table.tensor,
+                    bits,
+                    kl,
+                });
+            }
+            measures.push(table.finish(kl));
+        }
+        progress.end();
+        Ok(measures)
+    }
+
+    /// Mean KL from the logits in `base` with one tensor as its palettes of width `index` make it.
+    fn divergence(
+        &self,
+        table: &Tables<'_>,
+        index: usize,
+        base: &[TopRow],
+        progress: &dyn Progress,
+    ) -> Result<f64> {
         let source = OneQuantized {
-            checkpoint,
+            checkpoint: self.checkpoint,
             tensor: &table.tensor,
             measured: &table.measured,
             index,
         };
-        let mut model = self::model(Reference::load_from(checkpoint, &source))?;
+        let reference = Reference::load_from(self.checkpoint, &source);
+        let mut reference = reference.map_err(sweep::Error::from)?;
+        if self.looks_up && table.tensor == EMBED {
+            let hidden = self.plan.hidden;
+            let scale = self.plan.embed_scale as f32;
+            let rows = move |kind, token: u32, out: &mut [f32]| -> RowResult {
+                if kind != Table::Embedding {
+                    return Ok(checkpoint_row(
+                        self.checkpoint,
+                        self.plan,
+                        kind,
+                        token,
+                        out,
+                    )?);
+                }
+                table.measured.read(index, token as usize * hidden, out)?;
+                out.iter_mut().for_each(|v| *v *= scale);
+                Ok(())
+            };
+            reference = reference.with_rows(Box::new(rows));
+        }
         let (mut sum, mut rows) = (0.0, base.iter());
-        over(&mut model, windows, progress, &mut |row| {
+        self.over(reference, progress, &mut |row| {
             if let Some(expected) = rows.next() {
                 let log_sum = log_sum_exp(row);
                 sum += expected.kl_divergence(row, log_sum);
             }
         })?;
-        drop(model);
-        let kl = sum / tokens as f64;
-        if !kl.is_finite() {
-            return Err(Error::NotFinite {
-                tensor: table.tensor,
-                bits,
-                kl,
-            });
+        Ok(sum / base.len() as f64)
+    }
+
+    /// Hands out the logits after every token of every window.
+    fn over(
+        &self,
+        reference: Reference<'_>,
+        progress: &dyn Progress,
+        each: &mut dyn FnMut(&mut [f32]),
+    ) -> Result<()> {
+        let mut model = Model::Batched(Box::new(reference));
+        for window in self.windows {
+            model.over(window, &mut |_, mut row| {
+                each(&mut row);
+                progress.advance(1);
+                Ok(())
+            })?;
         }
-        measures.push(table.finish(kl));
+        Ok(())
     }
-    progress.end();
-    Ok(measures)
-}
-
-fn model(loaded: crate::gemma::Result<Reference<'_>>) -> Result<Model<'_>> {
-    let reference = loaded.map_err(sweep::Error::from)?;
-    Ok(Model::Batched(Box::new(reference)))
-}
-
-/// Hands out the logits after every token of every window.
-fn over(
-    model: &mut Model<'_>,
-    windows: &[Vec<u32>],
-    progress: &dyn Progress,
-    each: &mut dyn FnMut(&mut [f32]),
-) -> Result<()> {
-    for window in windows {
-        model.over(window, &mut |_, mut row| {
-            each(&mut row);
-            progress.advance(1);
-            Ok(())
-        })?;
-    }
-    Ok(())
 }
 
 /// The checkpoint with one tensor as its palettes make it.

@@ -89,13 +89,17 @@ pub struct Settings<'a> {
 /// [`Error::Exists`] unless `replace`; the system's.
 pub fn write(recipe: &Recipe, path: &Path, replace: bool) -> Result<()> {
     check_free(path, replace)?;
+    save(path, recipe.source.as_bytes())
+}
+
+/// Writes a file beside its place and renames it. Folders are made.
+fn save(path: &Path, bytes: &[u8]) -> Result<()> {
+    // The parent of a bare file name is empty, which is no folder.
+    let path = std::path::absolute(path).map_err(io(path))?;
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).map_err(io(parent))?;
     }
-    Ok(crate::sweep::write_atomically(
-        path,
-        recipe.source.as_bytes(),
-    )?)
+    Ok(crate::sweep::write_atomically(&path, bytes)?)
 }
 
 /// Refuses a file that is there, unless it may be replaced. A folder never is.

@@ -241,3 +241,95 @@ fn nearest(table: &[f64], x: f64) -> f64 {
         (None, None) => 0.0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::calibrate::{self, Source, calibrate};
+    use crate::convert::{own_weights, resolve};
+    use crate::progress::NoProgress;
+    use crate::recipe::Recipe;
+    use std::path::Path;
+
+    /// Sums in f64 of f32 products in another order, relative.
+    const SUMS: f64 = 1e-5;
+
+    /// The values that a forward pass is given have the error that was measured: what is folded in for the palettes is taken off
+    /// again. So has a tensor with one palette for all.
+    #[test]
+    fn values_have_the_error_that_was_measured() {
+        let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/nano");
+        let checkpoint = Checkpoint::open(&nano).unwrap();
+        let plan = ModelPlan::new(checkpoint.config()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let ids = Source::Text(vec![(2..66).collect()]);
+        let file = dir.path().join("stats");
+        let options = calibrate::Options::default();
+        let stats = calibrate(&checkpoint, &ids, &options, &file, &NoProgress).unwrap();
+        let text = Recipe::builtin("swa4-w3").unwrap().source;
+        let text = text.replace("threshold", "importance = true\nscale = true\nthreshold");
+        let rule =
+            "[[quantize.rules]]\npattern = 'layers.1.mlp.gate'\nscheme = \"palette4-tensor\"\n";
+        let recipe = Recipe::parse("x", &(text + rule)).unwrap();
+        let chunks = resolve(&plan, &recipe).unwrap();
+        let widths = [2, 4, 8];
+        // Of these no importance of rows is known.
+        let (mut folded, mut compared) = (0, 0);
+        for chunk in own_weights(&chunks) {
+            let rules = &recipe.quantize;
+            let mut measurer = Measurer::new(&checkpoint, &plan, rules, &stats, chunk);
+            for weight in &chunk.weights {
+                let name = &weight.binding.tensor;
+                if !(name.ends_with("mlp.gate_proj.weight") || name.ends_with("q_proj.weight")) {
+                    continue;
+                }
+                let measured = measurer.measure(weight, &widths, &NoProgress).unwrap();
+                let [rows, inputs] = matrix(&weight.binding);
+                let shape = &weight.binding.source_shape;
+                let mut exact = vec![f16::ZERO; rows * inputs];
+                let view = checkpoint.tensor(name, shape).unwrap();
+                view.read_f16(0..exact.len(), &mut exact).unwrap();
+                let importance = stats.input(name).unwrap().second_moment();
+                let sum = |f: &dyn Fn(usize) -> f64| -> f64 {
+                    let weight = |i: usize| f64::from(importance[i % inputs]);
+                    (0..exact.len()).map(|i| weight(i) * f(i) * f(i)).sum()
+                };
+                let energy = sum(&|i| exact[i].to_f64());
+                assert!((measured.energy - energy).abs() <= SUMS * energy, "{name}");
+                for (index, bits) in widths.iter().enumerate() {
+                    let mut values = vec![0f32; exact.len()];
+                    // In pieces that cut through groups and rows.
+                    for (i, piece) in values.chunks_mut(1009).enumerate() {
+                        measured.read(index, i * 1009, piece).unwrap();
+                    }
+                    let error = sum(&|i| f64::from(values[i]) - exact[i].to_f64());
+                    let expected = measured.errors[index];
+                    assert!(
+                        expected > 0.0 && (error - expected).abs() <= SUMS * expected,
+                        "{name} at {bits}: {error:e} against {expected:e}"
+                    );
+                    compared += 1;
+                }
+                folded += usize::from(measured.input.factors.columns.is_some());
+            }
+        }
+        assert_eq!(compared, 2 * plan.layers.len() * widths.len());
+        assert!(folded > 0);
+    }
+
+    #[test]
+    fn the_nearest_entry_is_the_lower_at_a_tie() {
+        let table = [-1.0, 0.0, 2.0];
+        for (x, expected) in [
+            (-9.0, -1.0),
+            (-0.5, -1.0),
+            (-0.4, 0.0),
+            (1.0, 0.0),
+            (1.1, 2.0),
+            (2.0, 2.0),
+            (9.0, 2.0),
+        ] {
+            assert_eq!(nearest(&table, x), expected, "{x}");
+        }
+    }
+}
