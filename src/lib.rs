@@ -3,6 +3,7 @@
 //! Data flows one way: [`checkpoint`] → [`gemma`] plan → [`graph`] as [`mil`] → [`quantize`]d blobs →
 //! [`package`] → [`bundle`] → [`runtime`]. `docs/architecture.md` says what each module may use.
 
+pub mod allocate;
 pub mod bundle;
 pub mod calibrate;
 pub mod checkpoint;

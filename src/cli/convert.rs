@@ -139,10 +139,7 @@ pub fn with_fault(failure: Failure, error: &convert::Error) -> Failure {
 /// One row per scheme and reason; a weight that did not fit its scheme has a row of its own.
 fn scheme_table(chunks: &[ResolvedChunk]) -> String {
     let mut groups: BTreeMap<(String, String, String), (usize, u64, u64)> = BTreeMap::new();
-    // Packages over the weights of another have none of their own.
-    let own = chunks.iter().enumerate();
-    let own = own.filter(|(i, c)| !chunks[..*i].iter().any(|earlier| earlier.has_weights_of(c)));
-    for weight in own.flat_map(|(_, c)| &c.weights) {
+    for weight in convert::own_weights(chunks).flat_map(|c| &c.weights) {
         let alone = weight.reason.starts_with("otherwise");
         let tensor = match alone {
             true => weight.binding.tensor.clone(),

@@ -3,6 +3,7 @@
 //! stdout carries results only, as tables or (`--format json`) as JSON; progress and notes go to stderr. Exit codes are
 //! those of [`failure::Code`], and 130 after Ctrl-C.
 
+mod allocate;
 mod calibrate;
 mod compile;
 mod completions;
@@ -58,6 +59,8 @@ enum Verb {
     Convert(convert::Args),
     /// Measure what goes into the linear layers of a checkpoint, for quantizers
     Calibrate(calibrate::Args),
+    /// Choose a palette width for each tensor under a byte budget, by what it was measured to cost
+    Allocate(allocate::Args),
     /// Show what is in a .safetensors file, a package, a bundle or a recipe
     Inspect(inspect::Args),
     /// Generate text with a bundle on the CPU
@@ -104,6 +107,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> i32 {
         Verb::Inspect(args) => inspect::run(&args, &console),
         Verb::Decode(args) => decode::run(&args, &console),
         Verb::Parity(args) => parity::run(&args, &console),
+        Verb::Allocate(args) => allocate::run(&args, &console),
         Verb::Sweep(args) => sweep::run(&args, &console),
         Verb::Pack(args) => pack::pack(&args, &console),
         Verb::Unpack(args) => pack::unpack(&args, &console),

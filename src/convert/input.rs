@@ -72,6 +72,11 @@ impl<'a> Input<'a> {
         }
     }
 
+    /// Takes the factors off values that begin at element `start`.
+    pub fn undo(&self, start: usize, values: &mut [f32]) {
+        self.each_factor(start, values.len(), |i, factor| values[i] /= factor);
+    }
+
     /// Calls `apply` with the factor of each of the `len` elements from `start` on, where there are factors.
     fn each_factor(&self, start: usize, len: usize, mut apply: impl FnMut(usize, f32)) {
         let Factors { rows, columns } = &self.factors;

@@ -16,6 +16,7 @@ mod forms;
 mod input;
 mod journal;
 mod levers;
+mod measure;
 mod pipeline;
 mod report;
 mod resolve;
@@ -29,9 +30,11 @@ mod tuning;
 mod units;
 
 pub use error::{Error, Fault, Result};
+pub(crate) use measure::{Measured, Measurer, scalar_group};
 pub use pipeline::convert;
+pub(crate) use pipeline::thread_pool;
 pub use report::{Report, SchemeTotal, StageTime};
-pub use resolve::{Resolved, ResolvedChunk, resolve};
+pub use resolve::{Resolved, ResolvedChunk, own_weights, resolve, weight_bytes};
 pub use task::bundle_recipe;
 
 /// Name and version of this converter: what decides the bytes beside checkpoint and recipe.

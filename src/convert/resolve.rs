@@ -4,10 +4,11 @@ use super::error::{Error, Result};
 use crate::gemma::ModelPlan;
 use crate::graph::{ChunkSpec, WeightBinding, chunk_weights, packages};
 use crate::mil::DType;
-use crate::package::Storage;
+use crate::package::{HEADER_BYTES, Storage, end_of_blob};
 use crate::quantize::sparse::kept;
 use crate::quantize::{Grouping, PaletteForm, Scheme};
 use crate::recipe::{Candidate, Recipe};
+use std::collections::BTreeSet;
 
 /// One weight of one package with the scheme it is stored in.
 #[derive(Debug, Clone)]
@@ -26,6 +27,64 @@ pub struct Resolved {
     pub elements: u64,
     /// Bytes of data, LUT and scales, before padding and sharing.
     pub bytes: u64,
+}
+
+impl Resolved {
+    /// The same weight in another scheme, which must fit its shape.
+    ///
+    /// # Errors
+    /// [`Error::DoesNotFit`].
+    pub fn in_scheme(&self, scheme: Scheme) -> Result<Self> {
+        fits(&self.binding, scheme).map_err(|source| Error::DoesNotFit {
+            tensor: self.binding.tensor.clone(),
+            shape: self.binding.source_shape.clone(),
+            scheme,
+            source,
+        })?;
+        resolved(&self.package, &self.binding, (scheme, self.reason.clone()))
+    }
+
+    /// Bytes of the parts of the weight that are blobs of a weight file, without metadata and padding.
+    ///
+    /// # Errors
+    /// [`Error::Package`] for a storage that does not fit the constant.
+    pub fn blobs(&self) -> Result<Vec<u64>> {
+        let parts = self.storage.parts(&self.binding.konst);
+        let parts = parts.map_err(|source| package_error(&self.package, source))?;
+        let blobs = parts.iter().filter(|part| !part.is_immediate());
+        Ok(blobs.map(|part| part.bytes).collect())
+    }
+}
+
+/// Packages that have weights of their own: all but those that share another's file.
+pub fn own_weights(chunks: &[ResolvedChunk]) -> impl Iterator<Item = &ResolvedChunk> {
+    let numbered = chunks.iter().enumerate();
+    numbered
+        .filter(|(i, c)| !chunks[..*i].iter().any(|earlier| earlier.has_weights_of(c)))
+        .map(|(_, c)| c)
+}
+
+/// Bytes of all weight files of a bundle: those of [`own_weights`], each tensor once in a file. Where different tensors have
+/// the same bytes, the files share them and are smaller.
+///
+/// # Errors
+/// As [`Resolved::blobs`].
+pub fn weight_bytes(chunks: &[ResolvedChunk]) -> Result<u64> {
+    let mut total = 0u64;
+    for chunk in own_weights(chunks) {
+        let (mut end, mut seen) = (HEADER_BYTES, BTreeSet::new());
+        for weight in &chunk.weights {
+            if !seen.insert((&weight.binding.tensor, weight.scheme)) {
+                continue;
+            }
+            for bytes in weight.blobs()? {
+                // A file beyond 2^64 bytes is refused when it is written.
+                end = end_of_blob(end, bytes).unwrap_or(u64::MAX);
+            }
+        }
+        total = total.saturating_add(end);
+    }
+    Ok(total)
 }
 
 /// One package with its weights in blob order.
@@ -126,14 +185,18 @@ pub(super) fn matrix(binding: &WeightBinding) -> [usize; 2] {
     }
 }
 
+fn package_error(package: &str, source: crate::package::Error) -> Error {
+    Error::Package {
+        package: package.to_string(),
+        source: Box::new(source),
+    }
+}
+
 fn resolved(package: &str, binding: &WeightBinding, chosen: (Scheme, String)) -> Result<Resolved> {
     let (scheme, reason) = chosen;
     let storage = storage(binding, scheme);
-    let package_error = |source| Error::Package {
-        package: package.to_string(),
-        source: Box::new(source),
-    };
-    let parts = storage.parts(&binding.konst).map_err(package_error)?;
+    let parts = storage.parts(&binding.konst);
+    let parts = parts.map_err(|source| package_error(package, source))?;
     Ok(Resolved {
         package: package.to_string(),
         elements: binding.source_shape.iter().map(|&n| n as u64).product(),

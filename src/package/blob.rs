@@ -25,6 +25,11 @@ pub fn align(offset: u64) -> Option<u64> {
     offset.checked_next_multiple_of(HEADER_BYTES)
 }
 
+/// Length of a weight file of `end` bytes with one more blob of so many bytes; none if it overflows.
+pub fn end_of_blob(end: u64, bytes: u64) -> Option<u64> {
+    align(end)?.checked_add(HEADER_BYTES)?.checked_add(bytes)
+}
+
 /// The first 64 bytes of a file with `count` blobs.
 pub(super) fn file_header(count: u32) -> [u8; 64] {
     let mut out = [0; 64];

@@ -42,7 +42,7 @@ mod storage;
 mod tests;
 mod write;
 
-pub use blob::{BlobHeader, HEADER_BYTES, align};
+pub use blob::{BlobHeader, HEADER_BYTES, align, end_of_blob};
 pub use error::{BoxError, Error, Result};
 pub use read::{Binding, Package, ReadFunction, ReadOp, ReadValue};
 pub(crate) use rewrite::link_or_copy;

@@ -1,5 +1,6 @@
 //! How a weight is stored, and the parts it is made of.
 
+use super::MIN_BLOB_ELEMENTS;
 use super::error::{Error, Result};
 use crate::mil::{DType, DeferredConst, TensorType};
 
@@ -102,6 +103,11 @@ impl PartSpec {
                 storage_error(c, format!("{} {ty} cannot be stored", part.name()))
             })?,
         })
+    }
+
+    /// Whether the part is in the program instead of the weight file: fewer than [`MIN_BLOB_ELEMENTS`] elements.
+    pub fn is_immediate(&self) -> bool {
+        self.shape.iter().product::<usize>() < MIN_BLOB_ELEMENTS
     }
 
     /// Element type and shape.

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-use super::blob::{BlobFile, BlobKey, HEADER_BYTES, align};
+use super::blob::{BlobFile, BlobKey, HEADER_BYTES, end_of_blob};
 use super::error::{BoxError, Error, Result};
 use super::manifest::Manifest;
 use super::storage::{Part, PartSpec, Storage};
-use super::{MIN_BLOB_ELEMENTS, MODEL_PATH, WEIGHT_FILE, WEIGHTS_DIR, spec};
+use super::{MODEL_PATH, WEIGHT_FILE, WEIGHTS_DIR, spec};
 use crate::mil::{DeferredConst, Program, ident};
 
 /// Gives the bytes of the weights.
@@ -99,7 +99,7 @@ pub struct ConstPlace {
 /// Where a part is.
 #[derive(Debug, Clone)]
 pub enum PartPlace {
-    /// In the model (fewer than [`MIN_BLOB_ELEMENTS`] elements): its packed bytes.
+    /// In the model ([`PartSpec::is_immediate`]): its packed bytes.
     Immediate(Vec<u8>),
     /// In a weight file.
     Blob(BlobPlace),
@@ -224,10 +224,8 @@ pub fn predict_weight_bytes(
     let mut end = HEADER_BYTES;
     for c in ordered(program, blob_order)? {
         for part in storage_of(source, c)?.parts(c)? {
-            if !is_immediate(&part) {
-                let next = align(end).and_then(|at| at.checked_add(HEADER_BYTES));
-                let next = next.and_then(|at| at.checked_add(part.bytes));
-                end = next.ok_or_else(|| Error::Storage {
+            if !part.is_immediate() {
+                end = end_of_blob(end, part.bytes).ok_or_else(|| Error::Storage {
                     weight: c.id.clone(),
                     message: "the file becomes too large".to_owned(),
                 })?;
@@ -277,10 +275,6 @@ fn storage_of(source: &dyn ConstSource, c: &DeferredConst) -> Result<Storage> {
         weight: c.id.clone(),
         source,
     })
-}
-
-fn is_immediate(part: &PartSpec) -> bool {
-    part.shape.iter().product::<usize>() < MIN_BLOB_ELEMENTS
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -419,7 +413,7 @@ impl Sink<'_> {
     }
 
     fn begin(&mut self, spec: &PartSpec) -> Result<()> {
-        let immediate = is_immediate(spec);
+        let immediate = spec.is_immediate();
         if !immediate {
             // `PartSpec` is only made for types that have a number.
             let number = spec.dtype.blob_number().unwrap_or_default();

@@ -59,7 +59,7 @@ pub struct GroupResult {
 ///
 /// A group that fits in memory goes through [`palettize_group`]. A larger one (a whole tensor) comes
 /// in tiles, twice: [`Scratch::histogram`] collects, [`Scratch::fit`] solves, [`Scratch::assign`]
-/// turns tiles into indices.
+/// turns tiles into indices. [`Scratch::fit_each`] solves for several widths at once.
 #[derive(Debug, Clone)]
 pub struct Scratch {
     /// The values of the group being collected; emptied by [`Scratch::fit`].
@@ -91,17 +91,40 @@ impl Scratch {
     /// fp16 once; then every value goes to the nearest entry of the rounded table, at a tie to the
     /// lower index.
     pub fn fit(&mut self, nbits: u8) -> Result<GroupResult> {
-        if !PALETTE_BITS.contains(&nbits) {
+        let weighted = self.take(&[nbits])?;
+        let lut = self.table(nbits, weighted);
+        Ok(self.assign_bins(lut))
+    }
+
+    /// As [`Scratch::fit`] for each of several widths, of one histogram: what it would give after
+    /// collecting the same values for each. [`Scratch::assign`] then gives indices of the last width.
+    pub fn fit_each(&mut self, widths: &[u8]) -> Result<Vec<GroupResult>> {
+        let weighted = self.take(widths)?;
+        let fit = |&nbits: &u8| {
+            let lut = self.table(nbits, weighted);
+            self.assign_bins(lut)
+        };
+        Ok(widths.iter().map(fit).collect())
+    }
+
+    /// Sum of squares times importance of the group last fitted; without importance the sum of squares.
+    pub fn energy(&self) -> f64 {
+        let bins = self.bins.values.iter().zip(&self.bins.weights);
+        bins.map(|(x, w)| w * (x * x)).sum()
+    }
+
+    /// Moves what was collected into the bins; tells whether it has importance.
+    fn take(&mut self, widths: &[u8]) -> Result<bool> {
+        if let Some(&nbits) = widths.iter().find(|n| !PALETTE_BITS.contains(n)) {
             return Err(Error::Bits { nbits });
         }
         self.histogram.collect(&mut self.bins);
         let weighted = self.histogram.is_weighted();
         self.histogram.clear();
-        if self.bins.bits.is_empty() {
-            return Err(Error::Empty);
+        match self.bins.bits.is_empty() {
+            true => Err(Error::Empty),
+            false => Ok(weighted),
         }
-        let lut = self.table(nbits, weighted);
-        Ok(self.assign_bins(lut))
     }
 
     /// Assigns what was collected to a table that is there, whose used entries ascend, and empties the
@@ -222,6 +245,42 @@ mod tests {
 
     fn entries(result: &GroupResult) -> Vec<f32> {
         result.lut.entries().iter().map(|v| v.to_f32()).collect()
+    }
+
+    /// One histogram solved for several widths gives what a histogram for each gives, to the last bit.
+    #[test]
+    fn widths_of_one_histogram_are_those_of_separate_fits() {
+        let value = |i: u32| ((i * 7919 % 1009) as f32 - 504.0) * 0.003;
+        let group = f16s(&(0..2048).map(value).collect::<Vec<f32>>());
+        let importance: Vec<f32> = (0..64).map(|i| ((i * 5 % 11) as f32) * 0.5).collect();
+        let widths = [2, 3, 4, 6, 8];
+        for importance in [None, Some(importance.as_slice())] {
+            let mut shared = Scratch::new();
+            match importance {
+                None => shared.histogram.add(&group).unwrap(),
+                Some(importance) => shared.histogram.add_weighted(&group, importance).unwrap(),
+            }
+            let together = shared.fit_each(&widths).unwrap();
+            assert_eq!(shared.histogram.total(), 0);
+            let apart: Vec<(GroupResult, Vec<u8>)> = widths
+                .iter()
+                .map(|&n| palettize(&group, n, importance))
+                .collect();
+            let mut indices = vec![0; group.len()];
+            shared.assign(&group, &mut indices).unwrap();
+            assert_eq!(indices, apart[widths.len() - 1].1);
+            let results = apart.iter().map(|(result, _)| result);
+            assert!(together.iter().eq(results));
+            let weight = |i: usize| importance.map_or(1.0, |w| f64::from(w[i % w.len()]));
+            let squares = group.iter().enumerate();
+            let energy: f64 = squares.map(|(i, v)| weight(i) * v.to_f64().powi(2)).sum();
+            assert!((shared.energy() - energy).abs() <= 1e-12 * energy);
+            let errors: Vec<f64> = together.iter().map(|r| r.weighted_sse).collect();
+            assert!(errors.windows(2).all(|e| e[1] < e[0]), "{errors:?}");
+        }
+        let mut scratch = Scratch::new();
+        assert_eq!(scratch.fit_each(&[3, 5]), Err(Error::Bits { nbits: 5 }));
+        assert_eq!(scratch.fit_each(&[3]), Err(Error::Empty));
     }
 
     #[test]

@@ -38,6 +38,8 @@ use std::sync::Arc;
 pub use error::{Error, Result};
 pub use front::pareto;
 pub use memory::Peak;
+pub(crate) use model::Model;
+pub(crate) use prepare::write_atomically;
 pub use recall::{Ask, Recall, RecallContext, read as read_recall};
 pub use result::{
     BaseResult, CHECK_FLOOR, CHECK_SHARE, Check, Conversion, Path as EvaluationPath, RecipeResult,

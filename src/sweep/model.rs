@@ -9,7 +9,7 @@ use crate::gemma::reference::{Keep, Reference};
 const LOGITS: usize = 64 << 20;
 
 /// See the module.
-pub(super) enum Model<'a> {
+pub(crate) enum Model<'a> {
     /// Many tokens at once.
     Batched(Box<Reference<'a>>),
     /// Token by token.

@@ -170,7 +170,7 @@ fn check_length(what: &str, needed: usize, context: usize) -> Result<()> {
 }
 
 /// Writes a file beside its place and renames it.
-pub(super) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     name.push(".partial");
