@@ -3,8 +3,9 @@ SHELL := /bin/bash
 CARGO ?= cargo
 VENV := .venv-coremltools
 OUT ?= target/demo
+SWEEP ?= target/sweep
 
-.PHONY: demo test check fmt clippy doc bench recipe-table fixtures venv build clean
+.PHONY: demo test check fmt clippy doc bench sweep recipe-table fixtures venv build clean
 
 build:
 	$(CARGO) build --release
@@ -41,6 +42,10 @@ check: fmt clippy test doc
 ## Palettizer against coremltools, same matrices, same run.
 bench: venv
 	bash benches/run.sh
+
+## The sweep of docs/EXPERIMENTS.md section 3: calibrates on one text of nano, allocates widths, compares every scheme on another.
+sweep: build
+	bash benches/sweep.sh $(SWEEP)
 
 ## The table of recipes of docs/EXPERIMENTS.md, and what windowed full attention forgets.
 recipe-table: venv
