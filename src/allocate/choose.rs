@@ -225,18 +225,31 @@ fn bytes(chunks: &[ResolvedChunk], weight: &Resolved, scheme: Scheme) -> Result<
             let place = place.in_scheme(scheme)?;
             bytes += place.bytes;
             if i == 0 {
-                file_bytes += padded(&place)?;
+                file_bytes += in_file(&place, last_tensor(chunk)? == Some(tensor))?;
             }
         }
     }
     Ok((bytes, file_bytes))
 }
 
-/// Blobs of a weight with metadata, each padded to where the next may begin.
-fn padded(weight: &Resolved) -> Result<u64> {
+/// Blobs of a weight with metadata, padded to where the next may begin; the last of a file is not padded at its end.
+fn in_file(weight: &Resolved, last: bool) -> Result<u64> {
     let blobs = weight.blobs()?.into_iter();
     let end = blobs.fold(Some(0), |end: Option<u64>, bytes| end_of_blob(end?, bytes));
-    Ok(end.and_then(align).unwrap_or(u64::MAX))
+    let end = end.and_then(|end| if last { Some(end) } else { align(end) });
+    Ok(end.unwrap_or(u64::MAX))
+}
+
+/// The tensor whose blobs end a weight file.
+fn last_tensor(chunk: &ResolvedChunk) -> Result<Option<&String>> {
+    let (mut seen, mut last) = (BTreeSet::new(), None);
+    for weight in &chunk.weights {
+        let tensor = &weight.binding.tensor;
+        if seen.insert(tensor) && !weight.blobs()?.is_empty() {
+            last = Some(tensor);
+        }
+    }
+    Ok(last)
 }
 
 /// Bytes that no choice changes, as the budget counts them, and elements of all weights.
@@ -244,19 +257,20 @@ fn fixed(chunks: &[ResolvedChunk], tensors: &[Tensor<'_>], budget: Budget) -> Re
     let chosen: BTreeSet<&str> = tensors.iter().map(Tensor::name).collect();
     let (mut bytes, mut elements) = (0u64, 0u64);
     for chunk in own_weights(chunks) {
-        let mut seen = BTreeSet::new();
+        let (mut seen, last) = (BTreeSet::new(), last_tensor(chunk)?);
         if let Budget::Bytes(_) = budget {
             bytes += HEADER_BYTES;
         }
         for weight in &chunk.weights {
             elements += weight.elements;
-            let first = seen.insert((&weight.binding.tensor, weight.scheme));
-            if chosen.contains(weight.binding.tensor.as_str()) {
+            let tensor = &weight.binding.tensor;
+            let first = seen.insert((tensor, weight.scheme));
+            if chosen.contains(tensor.as_str()) {
                 continue;
             }
             bytes += match budget {
                 Budget::BitsPerWeight(_) => weight.bytes,
-                Budget::Bytes(_) if first => padded(weight)?,
+                Budget::Bytes(_) if first => in_file(weight, last == Some(tensor))?,
                 Budget::Bytes(_) => 0,
             };
         }

@@ -246,6 +246,7 @@ pub(super) fn decided(chunks: &[ResolvedChunk]) -> Vec<&Resolved> {
 /// A tensor on its way: its errors, and its palettes of the width that it is run with.
 struct Tables<'a> {
     tensor: String,
+    elements: u64,
     errors: BTreeMap<u8, f64>,
     measured: Measured<'a>,
     /// Width and its place in `measured`.
@@ -266,6 +267,7 @@ impl<'a> Tables<'a> {
         measured.keep_tables(index);
         Self {
             tensor: weight.binding.tensor.clone(),
+            elements: weight.elements,
             errors,
             measured,
             probe: bits.zip(index),
@@ -329,12 +331,17 @@ fn measured_widths(settings: &Settings<'_>, own: Scheme) -> Vec<u8> {
     widths.into_iter().collect()
 }
 
-/// Relative errors as sensitivities.
+/// Relative errors as sensitivities, each times the tensor's share of all weights.
 fn relative(tables: Vec<Tables<'_>>) -> Vec<TensorMeasure> {
+    let all: u64 = tables.iter().map(|t| t.elements).sum();
     let one = |t: Tables<'_>| {
         let error = t.probe.map_or(0.0, |(bits, _)| t.errors[&bits]);
-        let energy = t.measured.energy;
-        t.finish(if energy > 0.0 { error / energy } else { 0.0 })
+        let (energy, share) = (t.measured.energy, t.elements as f64 / all as f64);
+        t.finish(if energy > 0.0 {
+            error / energy * share
+        } else {
+            0.0
+        })
     };
     tables.into_iter().map(one).collect()
 }

@@ -7,7 +7,8 @@
 //! 2. Its sensitivity: the mean KL divergence of the next-token distributions from the f32 model with this tensor alone
 //!    quantized, at one width, the probe; one forward pass per tensor. Divergence is quadratic in a small error, so with other
 //!    widths it is taken as `KL(probe) * E(b) / E(probe)`, and that of all tensors together as the sum. Without forward passes
-//!    the cost is the relative error of the output, `E(b)` over the sum of squares times importance.
+//!    the cost is the relative error of the output, `E(b)` over the sum of squares times importance, times the tensor's share
+//!    of the weights.
 //! 3. [`crate::quantize::budget`] chooses one width for each.
 //!
 //! The choice is a recipe: the one that was given, with a rule for each tensor that differs from the most common width.
@@ -61,7 +62,8 @@ impl fmt::Display for Budget {
 pub enum Unit {
     /// KL divergence in nats, mean over the tokens.
     Kl,
-    /// Squared error of a tensor's output over the square of the output itself.
+    /// Squared error of a tensor's output over the square of the output itself, times the tensor's share of all weights with a
+    /// choice.
     RelativeError,
 }
 

@@ -21,7 +21,7 @@ Every tensor with a palette of single weights in RECIPE gets a width; all else s
 measured: the error of its palettes, weighted by the statistics, times the KL divergence from the f32 model that the tensor \
 alone causes when it is quantized at --probe bits, over the first --tokens tokens of the text. That is one forward pass for \
 each tensor: seconds for a small model, hours for one of billions of weights. --fast runs none and takes the relative error of \
-each tensor's output as its cost: it knows nothing of what the rest of the model makes of that error.
+each tensor's output, times its share of the weights, as its cost: it knows nothing of what the model makes of that error.
 The text should be one to calibrate with, not the one that is evaluated on. --measurements keeps what was measured, for another \
 budget.";
 
@@ -64,7 +64,7 @@ pub struct Args {
     #[arg(long, value_name = "BITS", default_value_t = PROBE)]
     probe: u8,
 
-    /// No forward passes: a tensor's cost is the relative error of its output
+    /// No forward passes: a tensor's cost is the relative error of its output, times its share of the weights
     #[arg(long, conflicts_with_all = ["text", "tokens"])]
     fast: bool,
 
@@ -211,7 +211,7 @@ fn print(made: &Allocation, args: &Args, console: &Console) -> Result<()> {
             size.bits_per_weight,
             match made.unit {
                 Unit::Kl => "sum of KL",
-                Unit::RelativeError => "sum of relative errors",
+                Unit::RelativeError => "mean relative error",
             },
             size.cost
         ))?;
