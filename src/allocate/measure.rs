@@ -293,25 +293,19 @@ fn errors<'a>(
     chunks: &'a [ResolvedChunk],
     progress: &dyn Progress,
 ) -> Result<Vec<Tables<'a>>> {
-    let chosen: BTreeSet<*const Resolved> = decided(chunks)
-        .into_iter()
-        .map(std::ptr::from_ref)
-        .collect();
-    let is_chosen = |w: &&Resolved| chosen.contains(&std::ptr::from_ref(*w));
-    let wanted = || {
-        own_weights(chunks)
-            .flat_map(|c| &c.weights)
-            .filter(is_chosen)
-    };
-    progress.begin(
-        "palettes of every width",
-        wanted().map(|w| w.elements).sum(),
-    );
+    let decided = decided(chunks);
+    let elements = decided.iter().map(|w| w.elements).sum();
+    progress.begin("palettes of every width", elements);
+    let mut left: BTreeSet<&str> = decided.iter().map(|w| w.binding.tensor.as_str()).collect();
     let mut tables = Vec::new();
     for chunk in own_weights(chunks) {
         let stats = settings.calibration;
         let mut measurer = Measurer::new(checkpoint, plan, rules, stats, chunk);
-        for weight in chunk.weights.iter().filter(is_chosen) {
+        for weight in &chunk.weights {
+            // Where a tensor is first.
+            if !left.remove(weight.binding.tensor.as_str()) {
+                continue;
+            }
             let widths = measured_widths(settings, weight.scheme);
             let measured = measurer.measure(weight, &widths, progress)?;
             tables.push(Tables::new(weight, &widths, measured, settings.probe));
