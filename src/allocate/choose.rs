@@ -234,8 +234,8 @@ fn bytes(chunks: &[ResolvedChunk], weight: &Resolved, scheme: Scheme) -> Result<
 
 /// Blobs of a weight with metadata, padded to where the next may begin; the last of a file is not padded at its end.
 fn in_file(weight: &Resolved, last: bool) -> Result<u64> {
-    let blobs = weight.blobs()?.into_iter();
-    let end = blobs.fold(Some(0), |end: Option<u64>, bytes| end_of_blob(end?, bytes));
+    let mut blobs = weight.blobs()?.into_iter();
+    let end = blobs.try_fold(0, end_of_blob);
     let end = end.and_then(|end| if last { Some(end) } else { align(end) });
     Ok(end.unwrap_or(u64::MAX))
 }
