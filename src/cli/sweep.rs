@@ -255,7 +255,7 @@ fn recipe_row(r: &RecipeResult, on_front: bool) -> Vec<String> {
         format!("{:.4}", f.perplexity),
         or_dash(r.recall.as_ref().map(|c| format!("{}/{}", c.right, c.of))),
         format!("{:.1}", r.conversion.seconds),
-        or_dash(r.conversion.memory.anonymous.map(human_bytes)),
+        or_dash(r.conversion.memory.added().map(human_bytes)),
         match &r.path {
             EvaluationPath::Batched => "batched".into(),
             EvaluationPath::Interpreter(_) => "op by op".into(),

@@ -24,38 +24,10 @@ impl Job<'_> {
         length: usize,
         inputs: usize,
     ) -> std::result::Result<ErrorStats, Stopped> {
-        let mut total = ErrorStats::default();
-        let mut luts: Vec<f16> = Vec::new();
-        let mut packer = BitPacker::new(shape.0).map_err(|e| self.failed(0, e))?;
-        for tile in self.tiles(length) {
-            let buffers = &mut *self.buffers;
-            buffers.values.resize(tile.len(), f16::ZERO);
-            buffers.codes.resize(tile.len() / shape.1, 0);
-            let (input, scratch) = (self.input, &buffers.scratch);
-            let importance = self.tuning.inputs.as_deref();
-            let groups = buffers
-                .values
-                .par_chunks_mut(length)
-                .zip(buffers.codes.par_chunks_mut(length / shape.1))
-                .enumerate();
-            let groups: Vec<Result<GroupResult>> = groups
-                .map(|(i, (group, indices))| {
-                    let start = tile.start + i * length;
-                    input.read_f16(start..start + group.len(), group)?;
-                    let result = scratch
-                        .with(|s| palettize_vectors(group, inputs, shape, importance, s, indices));
-                    result.map_err(|e| failed(input, start, e))
-                })
-                .collect();
-            for group in groups {
-                let group = group?;
-                total.merge(&group.stats);
-                luts.extend_from_slice(group.lut.entries());
-            }
-            self.push_codes(&mut packer, &tile)?;
-        }
-        self.finish(packer, Part::Lut, &luts)?;
-        Ok(total)
+        let importance = self.tuning.inputs.as_deref();
+        self.fitted(shape.0, length, shape.1, |scratch, group, _, indices| {
+            palettize_vectors(group, inputs, shape, importance, scratch, indices)
+        })
     }
 
     /// Vector palettes for groups larger than a tile: each is read twice, for the vectors its table is fitted to and for
@@ -246,7 +218,7 @@ impl Job<'_> {
                 luts.push(result.lut);
                 continue;
             }
-            let fitted = self.each_group(&tile, length, |s, group, _| {
+            let fitted = self.each_group(&tile, length, 1, |s, group, _| {
                 s.histogram.clear();
                 s.histogram.add(group)?;
                 s.fit(nbits)
@@ -272,7 +244,7 @@ impl Job<'_> {
                 continue;
             }
             let luts = &scaled.luts[first..];
-            let assigned = self.each_group(&tile, length, |s, group, (i, indices)| {
+            let assigned = self.each_group(&tile, length, 1, |s, group, (i, indices)| {
                 s.histogram.clear();
                 s.histogram.add(group)?;
                 let result = s.assign_to(luts[i].clone())?;
@@ -304,33 +276,6 @@ impl Job<'_> {
             added.map_err(|e| self.failed(tile.start, e))?;
         }
         Ok(())
-    }
-
-    /// Runs `work` on every group of a tile, with its place in the tile and its indices; results in order.
-    fn each_group(
-        &mut self,
-        tile: &Range<usize>,
-        length: usize,
-        work: impl Fn(&mut Scratch, &[f16], (usize, &mut [u8])) -> Quantized<GroupResult> + Sync,
-    ) -> Result<Vec<GroupResult>> {
-        let buffers = &mut *self.buffers;
-        buffers.values.resize(tile.len(), f16::ZERO);
-        buffers.codes.resize(tile.len(), 0);
-        let (input, scratch) = (self.input, &buffers.scratch);
-        let groups = buffers
-            .values
-            .par_chunks_mut(length)
-            .zip(buffers.codes.par_chunks_mut(length))
-            .enumerate();
-        let results: Vec<Result<GroupResult>> = groups
-            .map(|(i, (group, indices))| {
-                let start = tile.start + i * length;
-                input.read_f16(start..start + group.len(), group)?;
-                let result = scratch.with(|s| work(s, group, (i, indices)));
-                result.map_err(|e| failed(input, start, e))
-            })
-            .collect();
-        results.into_iter().collect()
     }
 }
 

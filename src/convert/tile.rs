@@ -150,35 +150,30 @@ impl Job<'_> {
 
     /// Palettes for groups of `length` values, several to a tile.
     pub fn groups(&mut self, nbits: u8, length: usize) -> std::result::Result<ErrorStats, Stopped> {
+        let (inputs, tuning) = (self.input.inputs, self.tuning);
+        self.fitted(nbits, length, 1, |scratch, group, first, indices| {
+            tuning.palettize(group, (first / inputs, inputs), nbits, scratch, indices)
+        })
+    }
+
+    /// Groups of `length` values, several to a tile, by `fit`: from a group and the element that it begins with to an index for
+    /// every `per` values and a table.
+    pub fn fitted(
+        &mut self,
+        nbits: u8,
+        length: usize,
+        per: usize,
+        fit: impl Fn(&mut Scratch, &[f16], usize, &mut [u8]) -> crate::quantize::Result<GroupResult>
+        + Sync,
+    ) -> std::result::Result<ErrorStats, Stopped> {
         let mut total = ErrorStats::default();
         let mut luts: Vec<f16> = Vec::new();
         let mut packer = BitPacker::new(nbits).map_err(|e| self.failed(0, e))?;
         for tile in self.tiles(length) {
-            let Buffers {
-                values,
-                codes,
-                scratch,
-                ..
-            } = &mut *self.buffers;
-            values.resize(tile.len(), f16::ZERO);
-            codes.resize(tile.len(), 0);
-            let (input, tuning, scratch) = (self.input, self.tuning, &*scratch);
-            let groups = values
-                .par_chunks_mut(length)
-                .zip(codes.par_chunks_mut(length))
-                .enumerate();
-            let groups: Vec<Result<GroupResult>> = groups
-                .map(|(i, (group, indices))| {
-                    let start = tile.start + i * length;
-                    input.read_f16(start..start + group.len(), group)?;
-                    let place = (start / input.inputs, input.inputs);
-                    let result =
-                        scratch.with(|s| tuning.palettize(group, place, nbits, s, indices));
-                    result.map_err(|e| failed(input, start, e))
-                })
-                .collect();
-            for group in groups {
-                let group = group?;
+            let fitted = self.each_group(&tile, length, per, |scratch, group, (i, indices)| {
+                fit(scratch, group, tile.start + i * length, indices)
+            });
+            for group in fitted? {
                 total.merge(&group.stats);
                 luts.extend_from_slice(group.lut.entries());
             }
@@ -186,6 +181,36 @@ impl Job<'_> {
         }
         self.finish(packer, Part::Lut, &luts)?;
         Ok(total)
+    }
+
+    /// Runs `work` on every group of a tile, with its place in the tile and its indices, one for `per` values; results in
+    /// order.
+    pub fn each_group(
+        &mut self,
+        tile: &std::ops::Range<usize>,
+        length: usize,
+        per: usize,
+        work: impl Fn(&mut Scratch, &[f16], (usize, &mut [u8])) -> crate::quantize::Result<GroupResult>
+        + Sync,
+    ) -> Result<Vec<GroupResult>> {
+        let buffers = &mut *self.buffers;
+        buffers.values.resize(tile.len(), f16::ZERO);
+        buffers.codes.resize(tile.len() / per, 0);
+        let (input, scratch) = (self.input, &buffers.scratch);
+        let groups = buffers
+            .values
+            .par_chunks_mut(length)
+            .zip(buffers.codes.par_chunks_mut(length / per))
+            .enumerate();
+        let results: Vec<Result<GroupResult>> = groups
+            .map(|(i, (group, indices))| {
+                let start = tile.start + i * length;
+                input.read_f16(start..start + group.len(), group)?;
+                let result = scratch.with(|s| work(s, group, (i, indices)));
+                result.map_err(|e| failed(input, start, e))
+            })
+            .collect();
+        results.into_iter().collect()
     }
 
     /// Palettes for groups larger than a tile: each is read twice, for its histogram and for its indices.

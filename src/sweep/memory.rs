@@ -20,6 +20,13 @@ pub struct Peak {
     pub resident: Option<u64>,
 }
 
+impl Peak {
+    /// Anonymous memory that the work added to what the process held.
+    pub fn added(&self) -> Option<u64> {
+        Some(self.anonymous?.saturating_sub(self.anonymous_before?))
+    }
+}
+
 /// Runs `work` and watches the memory of the process meanwhile (Linux only; elsewhere the figures are absent).
 pub fn watch<T>(work: impl FnOnce() -> T) -> (T, Peak) {
     let before = status("RssAnon:");

@@ -114,7 +114,7 @@ fn folds_move_powers_of_two_and_nothing_else() {
         let all = ratios(name);
         let first: Vec<f32> = (0..n)
             .map(|j| {
-                let mut column = all.iter().skip(j).step_by(n);
+                let column = all.iter().skip(j).step_by(n);
                 column.copied().find(|f| !f.is_nan()).unwrap_or(f32::NAN)
             })
             .collect();

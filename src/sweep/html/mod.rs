@@ -146,7 +146,7 @@ fn row(out: &mut String, sweep: &Sweep, index: usize, r: &RecipeResult, scale: (
         let text = r.recall.as_ref().map_or("–".into(), |c| share(c.share()));
         let _ = write!(out, "<td>{text}</td>");
     }
-    let memory = r.conversion.memory.anonymous;
+    let memory = r.conversion.memory.added();
     let _ = writeln!(
         out,
         "<td>{:.1} s</td><td>{}</td></tr>",
@@ -179,7 +179,7 @@ fn notes(sweep: &Sweep) -> String {
     }
     out.push_str(
         " Recipes on the front were run op by op as well, and the two KL figures compared. Memory is the largest that the \
-         program had allocated while it converted, what it held before included.</p>\n<div class=\"scroll\"><table>\n\
+         program allocated for the conversion, beyond what it held before.</p>\n<div class=\"scroll\"><table>\n\
          <thead><tr><th>recipe</th><th>run</th><th>first tokens</th><th>KL batched</th><th>KL op by op</th><th></th></tr>\
          </thead>\n<tbody>\n",
     );
