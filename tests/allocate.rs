@@ -89,7 +89,7 @@ struct Nano {
 fn nano() -> &'static Nano {
     static NANO: OnceLock<Nano> = OnceLock::new();
     NANO.get_or_init(|| {
-        let (checkpoint, stats, recipe) = (checkpoint("nano"), stats("nano"), recipe("swa4-w3"));
+        let (checkpoint, stats, recipe) = (checkpoint("nano"), stats("nano"), recipe("w3"));
         let ids = ids("nano");
         let settings = settings(&recipe, &stats, Some(&ids));
         Nano {
@@ -284,7 +284,7 @@ impl WeightSource for FromBundle<'_> {
 fn sensitive_tensors_get_more_bits() {
     let nano = nano();
     // Folds change more than one tensor, so this is without them.
-    let mut plain = Recipe::builtin("swa4-w3").unwrap().source;
+    let mut plain = Recipe::builtin("w3").unwrap().source;
     plain = plain.replace("[quantize]\n", "[quantize]\nimportance = true\n");
     let plain = Recipe::parse("plain", &plain).unwrap();
     let ids = ids("nano");
@@ -389,12 +389,12 @@ fn relative_errors_need_no_text() {
 #[test]
 fn shared_weights_count_once() {
     for (model, of) in [
-        ("dense-tiny", "swa4-w3"),
+        ("dense-tiny", "w3"),
         ("dense-tiny", "lite2"),
         ("dense-tiny", "monolithic"),
         ("dense-tiny", "prefill-16"),
         ("dense-tiny", "prefill-combined"),
-        ("moe-tiny", "swa4-w3"),
+        ("moe-tiny", "w3"),
     ] {
         let (checkpoint, stats) = (checkpoint(model), stats(model));
         let plan = plan(&checkpoint);
@@ -450,7 +450,7 @@ fn shared_weights_count_once() {
 
 #[test]
 fn threads_and_a_file_between_change_nothing() {
-    let (model, recipe) = ("dense-tiny", recipe("swa4-w3"));
+    let (model, recipe) = ("dense-tiny", recipe("w3"));
     let (checkpoint, stats, ids) = (checkpoint(model), stats(model), ids(model));
     let made = |threads: usize| {
         let settings = Settings {

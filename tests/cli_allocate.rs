@@ -38,7 +38,7 @@ fn allocate_writes_a_recipe_that_convert_takes() {
             "allocate",
             path(&nano),
             "-r",
-            "swa4-w3",
+            "w3",
             "--calibration",
             &stats,
             "-o",
@@ -69,7 +69,7 @@ fn allocate_writes_a_recipe_that_convert_takes() {
     let value = json(&refs(&first));
     assert_eq!(
         (&value["name"], &value["from"]),
-        (&"mixed-3.25".into(), &"swa4-w3".into())
+        (&"mixed-3.25".into(), &"w3".into())
     );
     assert_eq!(
         (&value["unit"], &value["tokens"]),

@@ -138,7 +138,7 @@ fn bad_input_exits_3_before_anything_is_written() {
             &["--recipes", "w3", path(&own)][..],
             "two recipes are named `w3`",
         ),
-        (model, &["--recipes", "swa4-w99x"], "swa4-w99x"),
+        (model, &["--recipes", "w99x"], "w99x"),
         (
             moe,
             &["--recipes", "swa4-int4", "verify-3"],

@@ -266,7 +266,7 @@ mod tests {
         let file = dir.path().join("stats");
         let options = calibrate::Options::default();
         let stats = calibrate(&checkpoint, &ids, &options, &file, &NoProgress).unwrap();
-        let text = Recipe::builtin("swa4-w3").unwrap().source;
+        let text = Recipe::builtin("w3").unwrap().source;
         let text = text.replace("threshold", "importance = true\nscale = true\nthreshold");
         let rule =
             "[[quantize.rules]]\npattern = 'layers.1.mlp.gate'\nscheme = \"palette4-tensor\"\n";
