@@ -78,6 +78,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         context: args.context.map(|n| n as usize),
         only: args.only.clone(),
         calibration: open_calibration(args.calibration.as_deref())?,
+        palettes: None,
         model_id: hub_id(&args.model),
     };
     let report =

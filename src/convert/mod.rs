@@ -56,6 +56,8 @@ pub struct Options {
     pub only: Option<String>,
     /// Statistics of the inputs of the model's projections, for recipes that ask for them. They decide the bundle's bytes.
     pub calibration: Option<std::sync::Arc<crate::calibrate::Stats>>,
+    /// Palettes shared with other conversions of the same checkpoint that differ in width; they change no bytes.
+    pub palettes: Option<std::sync::Arc<crate::quantize::SharedPalettes>>,
     /// Name of the model for `model_config.json` (a hub id, say); `gemma4` when `None`. It is part of the bundle's bytes.
     pub model_id: Option<String>,
 }

@@ -5,18 +5,21 @@ use super::input::Input;
 use super::levers::Levers;
 use super::resolve::{Resolved, matrix};
 use super::tile::{self, Buffers};
+use super::tuning::Tuning;
 use crate::bundle::provenance::TensorRecord;
 use crate::checkpoint::Checkpoint;
 use crate::mil::DeferredConst;
 use crate::package::{BoxError, ConstSource, PartSink, Storage};
 use crate::progress::Progress;
-use crate::quantize::ErrorStats;
+use crate::quantize::{ErrorStats, SharedPalettes};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// The weights of one package: what the writer asks for, and a record of each.
 pub(super) struct Weights<'a> {
     checkpoint: &'a Checkpoint,
     levers: Option<Levers<'a>>,
+    palettes: Option<Arc<SharedPalettes>>,
     by_id: BTreeMap<&'a str, &'a Resolved>,
     buffers: Buffers,
     progress: &'a dyn Progress,
@@ -36,6 +39,7 @@ impl<'a> Weights<'a> {
         Self {
             checkpoint,
             levers,
+            palettes: None,
             by_id: weights
                 .iter()
                 .map(|w| (w.binding.konst.id.as_str(), w))
@@ -45,6 +49,12 @@ impl<'a> Weights<'a> {
             records: Vec::new(),
             failed: None,
         }
+    }
+
+    /// Takes palettes that need no statistics from `palettes`.
+    pub fn with_palettes(mut self, palettes: Option<Arc<SharedPalettes>>) -> Self {
+        self.palettes = palettes;
+        self
     }
 
     fn find(&self, c: &DeferredConst) -> Result<&'a Resolved, BoxError> {
@@ -63,6 +73,9 @@ impl<'a> Weights<'a> {
             Some(levers) => levers.of(weight)?,
             None => Default::default(),
         };
+        let shared = self.palettes.clone().filter(|_| self.levers.is_none());
+        let shared = shared.map(|palettes| (palettes, binding.tensor.clone()));
+        let tuning = Tuning { shared, ..tuning };
         let input = Input::new(view, matrix(binding)[1], factors);
         let write = &mut |part, bytes: &[u8]| sink.write(part, bytes);
         let buffers = &mut self.buffers;

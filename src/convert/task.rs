@@ -11,6 +11,7 @@ use crate::bundle::{BundleConfig, Provenance, files, layout};
 use crate::calibrate::Stats;
 use crate::gemma::ModelPlan;
 use crate::package::link_or_copy;
+use crate::quantize::SharedPalettes;
 use crate::recipe::Recipe;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -31,6 +32,8 @@ pub(super) struct Task {
     pub records: BTreeMap<String, RecipeRecord>,
     /// What the recipe of the packages that are built anew is applied with, where it asks for statistics.
     pub calibration: Option<Arc<Stats>>,
+    /// Palettes shared with other conversions of the checkpoint.
+    pub palettes: Option<Arc<SharedPalettes>>,
     pub context: usize,
     pub model_id: String,
     pub chunks: Vec<ResolvedChunk>,
@@ -71,6 +74,7 @@ impl Task {
             record: record.clone(),
             records: BTreeMap::new(),
             calibration,
+            palettes: options.palettes.clone(),
             context: context(plan, recipe, options)?,
             model_id: options.model_id.as_deref().unwrap_or(MODEL_ID).to_string(),
             chunks: resolve(plan, recipe)?,
@@ -127,6 +131,7 @@ impl Task {
             record: base.provenance.recipe.clone(),
             records,
             calibration: None,
+            palettes: options.palettes.clone(),
             context: base.config.context_length,
             model_id: base.config.model_name.clone(),
             chunks,

@@ -2,7 +2,8 @@
 
 use crate::quantize::compensate::spread;
 use crate::quantize::{
-    Compensation, GroupResult, Moments, Result, Scratch, palettize_compensated, palettize_group,
+    Compensation, GroupResult, Moments, Result, Scratch, SharedPalettes, palettize_compensated,
+    palettize_group,
 };
 use half::f16;
 use std::sync::Arc;
@@ -18,6 +19,8 @@ pub(super) struct Tuning {
     pub moments: Option<Arc<Moments>>,
     /// Its rounds of refinement.
     pub rounds: usize,
+    /// Palettes of several widths, and the tensor's name among them; where none of the above is there.
+    pub shared: Option<(Arc<SharedPalettes>, String)>,
 }
 
 impl Tuning {
@@ -31,6 +34,12 @@ impl Tuning {
         indices: &mut [u8],
     ) -> Result<GroupResult> {
         let Some(moments) = &self.moments else {
+            if let (Some((palettes, tensor)), None, None) = (&self.shared, &self.inputs, &self.rows)
+                && let Some(result) =
+                    palettes.palettize((tensor, first), group, nbits, scratch, indices)
+            {
+                return result;
+            }
             let importance = self.importance(first, group.len() / inputs, inputs);
             return palettize_group(group, nbits, importance.as_deref(), scratch, indices);
         };

@@ -275,7 +275,8 @@ impl<'a> Build<'a> {
             .calibration
             .as_deref()
             .map(|stats| Levers::new(job.checkpoint, job.plan, rules, stats, weights));
-        let mut source = Weights::new(job.checkpoint, weights, levers, self.progress);
+        let source = Weights::new(job.checkpoint, weights, levers, self.progress);
+        let mut source = source.with_palettes(job.task.palettes.clone());
         let spec = PackageSpec {
             program: &graph.program,
             description: self.description(chunk),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
@@ -11,6 +12,7 @@ use crate::bundle::files;
 use crate::convert::{self, Options};
 use crate::evaluate::text::windows;
 use crate::gemma::ModelPlan;
+use crate::quantize::{PaletteForm, Scheme, SharedPalettes};
 use crate::recipe::Recipe;
 
 /// A hash of parts, none of which can be taken for another.
@@ -74,15 +76,43 @@ impl Keys {
 }
 
 /// What the conversion by a recipe is asked for.
-pub(super) fn conversion_options(settings: &Settings, recipe: &Recipe) -> Options {
+pub(super) fn conversion_options(
+    settings: &Settings,
+    recipe: &Recipe,
+    palettes: &Arc<SharedPalettes>,
+) -> Options {
     Options {
         threads: (settings.threads > 0).then_some(settings.threads),
         force: true,
         context: Some(settings.context),
         model_id: settings.model_id.clone(),
         calibration: settings.calibration.of(recipe),
+        palettes: Some(palettes.clone()),
         ..Options::default()
     }
+}
+
+/// Palettes of every width that the recipes' rules name without asking for statistics: one histogram of a group serves all.
+pub(super) fn shared_palettes(settings: &Settings) -> Arc<SharedPalettes> {
+    let plain = settings.recipes.iter();
+    let plain = plain.filter(|r| r.quantize.calibrated_by().is_none());
+    let schemes = plain.flat_map(|r| {
+        let rules = r.quantize.rules.iter().map(|rule| rule.scheme);
+        rules
+            .chain(r.quantize.otherwise)
+            .chain([r.quantize.default])
+    });
+    let widths: BTreeSet<u8> = schemes
+        .filter_map(|scheme| match scheme {
+            Scheme::Palette {
+                nbits,
+                form: PaletteForm::Scalar,
+                ..
+            } => Some(nbits),
+            _ => None,
+        })
+        .collect();
+    Arc::new(SharedPalettes::new(widths))
 }
 
 /// Refuses what cannot be done.

@@ -29,6 +29,7 @@ use crate::gemma::ModelPlan;
 use crate::gemma::names::PER_LAYER_EMBED;
 use crate::gemma::reference::Reference;
 use crate::progress::Progress;
+use crate::quantize::SharedPalettes;
 use crate::recipe::Recipe;
 use crate::runtime::generate::{Limits, generate};
 use crate::runtime::sampling::{Sampler, SamplingOptions};
@@ -65,6 +66,7 @@ pub fn sweep(
         settings,
         dir,
         keys: Keys::new(&fingerprint, settings),
+        palettes: prepare::shared_palettes(settings),
         windows: windows(&settings.ids, settings.context)?,
         tokenizer: Tokenizer::open(checkpoint.dir())?,
         stop: stop_ids(checkpoint.dir())?,
@@ -98,6 +100,8 @@ struct Work<'a> {
     settings: &'a Settings,
     dir: &'a Path,
     keys: Keys,
+    /// Of the recipes that differ in width alone.
+    palettes: Arc<SharedPalettes>,
     windows: Vec<Vec<u32>>,
     tokenizer: Tokenizer,
     stop: Vec<u32>,
@@ -279,7 +283,7 @@ impl Work<'_> {
         key: String,
     ) -> Result<(Arc<Bundle>, RecipeResult)> {
         let out = self.bundle_dir(recipe);
-        let options = prepare::conversion_options(self.settings, recipe);
+        let options = prepare::conversion_options(self.settings, recipe, &self.palettes);
         let begun = Instant::now();
         let (report, memory) =
             memory::watch(|| convert(self.checkpoint, recipe, &out, &options, self.progress));

@@ -3,6 +3,8 @@
 use crate::helpers::*;
 use gemma_coreml::bundle::Bundle;
 use gemma_coreml::convert::Options;
+use gemma_coreml::quantize::SharedPalettes;
+use std::sync::Arc;
 
 /// Every recipe on the trained model, two on the others.
 #[test]
@@ -70,4 +72,28 @@ fn no_path_of_this_machine_is_in_a_bundle() {
             assert!(!bytes.windows(path.len()).any(|w| w == path), "{name}");
         }
     }
+}
+
+/// Recipes that differ in width alone share the histograms of their groups, and get the same bytes.
+#[test]
+fn palettes_of_several_widths_come_from_one_histogram() {
+    let dir = tempfile::tempdir().unwrap();
+    let palettes = Arc::new(SharedPalettes::new([2, 3, 4]));
+    let model = fixture("e4b-tiny");
+    let mut groups = 0;
+    for recipe in ["w3", "w4", "w2", "w6"] {
+        let (alone, shared) = (dir.path().join("alone"), dir.path().join("shared"));
+        let mut options = Options {
+            force: true,
+            ..options()
+        };
+        run(&model, recipe, &alone, &options).unwrap();
+        options.palettes = Some(palettes.clone());
+        run(&model, recipe, &shared, &options).unwrap();
+        assert_same(&alone, &shared);
+        // The first recipe counts every group, the others none.
+        assert!(groups == 0 || palettes.groups() == groups, "{recipe}");
+        groups = palettes.groups();
+    }
+    assert!(groups > 50, "{groups}");
 }
