@@ -93,7 +93,8 @@ impl Moments {
     }
 
     /// The second moment of every input, damped, in the inputs' own order.
-    pub fn diagonal(&self) -> Vec<f32> {
+    #[cfg(test)]
+    pub(super) fn diagonal(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.n];
         for (j, &input) in self.order.iter().enumerate() {
             out[input as usize] = self.row(j)[j];

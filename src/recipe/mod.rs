@@ -19,10 +19,9 @@
 //! otherwise = "palette4-tensor"   # optional; else a weight that does not fit its scheme is an error
 //! threshold = 2048                # weights of at most this many elements stay fp16
 //! tables = "rows-int8"
-//! importance = true               # optional; the next three need the statistics of a calibration
+//! importance = true               # optional; the next four need the statistics of a calibration
 //! scale = true                    # optional; powers of two folded into the tensor before
 //! compensate = { rounds = 4, damping = 0.01 }   # optional; GPTQ's order, then rounds of refinement
-//!
 //! activations = { ranges = "percentile", percentile = 99.99 }   # optional; int8 inputs of quantized layers; or ranges = "minmax"
 //!
 //! [[quantize.rules]]              # the last matching rule wins; one that matches nothing is an error
