@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::error::{Error, Result};
@@ -100,10 +101,12 @@ impl<'a> TensorView<'a> {
             StoredDType::F16 => convert(bytes, out, |b: [u8; 2]| f16::from_le_bytes(b).to_f32()),
             StoredDType::F32 => convert(bytes, out, f32::from_le_bytes),
         }
-        match out.iter().position(|v| !v.is_finite()) {
-            Some(at) => Err(self.not_finite(range.start + at, out[at])),
-            None => Ok(()),
+        // A fold without an exit vectorizes; the search follows only where it must.
+        if !out.iter().fold(false, |bad, v| bad | !v.is_finite()) {
+            return Ok(());
         }
+        let at = out.iter().position(|v| !v.is_finite()).unwrap_or(0);
+        Err(self.not_finite(range.start + at, out[at]))
     }
 
     /// Reads elements `range` as fp16, rounded to nearest even. `out` has the length of the range. A NaN, an infinity, or a
@@ -111,17 +114,14 @@ impl<'a> TensorView<'a> {
     pub fn read_f16(&self, range: Range<usize>, out: &mut [f16]) -> Result<()> {
         let bytes = self.slice(&range, out.len())?;
         match self.dtype {
-            StoredDType::Bf16 => convert(bytes, out, |b: [u8; 2]| {
-                f16::from_f32(bf16::from_le_bytes(b).to_f32())
-            }),
+            StoredDType::Bf16 => narrow(bytes, out, |b: [u8; 2]| bf16::from_le_bytes(b).to_f32()),
             StoredDType::F16 => convert(bytes, out, f16::from_le_bytes),
-            StoredDType::F32 => convert(bytes, out, |b: [u8; 4]| {
-                f16::from_f32(f32::from_le_bytes(b))
-            }),
+            StoredDType::F32 => narrow(bytes, out, f32::from_le_bytes),
         }
-        let Some(at) = out.iter().position(|v| !v.is_finite()) else {
+        if !out.iter().fold(false, |bad, v| bad | !v.is_finite()) {
             return Ok(());
-        };
+        }
+        let at = out.iter().position(|v| !v.is_finite()).unwrap_or(0);
         let index = range.start + at;
         let mut value = [0.0];
         self.read_f32(index..index + 1, &mut value)?;
@@ -164,5 +164,16 @@ fn convert<const N: usize, T>(bytes: &[u8], out: &mut [T], one: impl Fn([u8; N])
     let (elements, _) = bytes.as_chunks::<N>();
     for (slot, element) in out.iter_mut().zip(elements) {
         *slot = one(*element);
+    }
+}
+
+/// Converts little-endian elements of `N` bytes to fp16 by way of f32, which holds all of them exactly.
+fn narrow<const N: usize>(bytes: &[u8], out: &mut [f16], one: impl Fn([u8; N]) -> f32) {
+    const BLOCK: usize = 512;
+    let mut floats = [0f32; BLOCK];
+    for (bytes, out) in bytes.chunks(N * BLOCK).zip(out.chunks_mut(BLOCK)) {
+        let floats = &mut floats[..out.len()];
+        convert(bytes, floats, &one);
+        out.convert_from_f32_slice(floats);
     }
 }

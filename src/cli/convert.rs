@@ -238,6 +238,7 @@ fn print(report: &Report, chunks: &[ResolvedChunk], console: &Console) -> Result
     for stage in &report.stages {
         console.detail(&format!("{}: {:.1} s", stage.stage, stage.seconds));
     }
+    console.detail(&format!("all: {:.1} s", report.seconds));
     if let Some(bytes) = report.peak_rss {
         console.detail(&format!("peak resident size {}", human_bytes(bytes)));
     }

@@ -15,6 +15,7 @@ mod facts;
 mod forms;
 mod input;
 mod journal;
+mod lanes;
 mod levers;
 mod measure;
 mod pipeline;

@@ -5,6 +5,7 @@ use crate::bundle::provenance::{FileRecord, TensorRecord};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::Instant;
 
 /// What a conversion wrote and how long it took.
@@ -22,8 +23,10 @@ pub struct Report {
     pub tensors: Vec<TensorRecord>,
     /// Totals per scheme.
     pub schemes: BTreeMap<String, SchemeTotal>,
-    /// Seconds per stage, in order.
+    /// Seconds per stage, in the order in which they ended. Two units are built at a time, so that they overlap.
     pub stages: Vec<StageTime>,
+    /// Seconds from start to end.
+    pub seconds: f64,
     /// Units that an interrupted run had finished.
     pub resumed: Vec<String>,
     /// Units taken over from the bundle that was there: tables as they were, packages with their weights at least.
@@ -46,26 +49,33 @@ pub struct SchemeTotal {
 /// How long a stage took.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StageTime {
-    /// `hash`, a unit's name, `check`.
+    /// `hash`, a unit's name, the name with `to disk` behind it (synced, and hashed for `provenance.json`), `check`.
     pub stage: String,
     /// Seconds.
     pub seconds: f64,
 }
 
-/// Measures stages.
+/// Measures stages, several at a time.
 #[derive(Debug, Default)]
-pub(super) struct Stages(pub Vec<StageTime>);
+pub(super) struct Stages(Mutex<Vec<StageTime>>);
 
 impl Stages {
     /// Runs `work` and notes how long it took.
-    pub fn time<T>(&mut self, stage: &str, work: impl FnOnce() -> T) -> T {
+    pub fn time<T>(&self, stage: &str, work: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = work();
-        self.0.push(StageTime {
-            stage: stage.to_string(),
-            seconds: start.elapsed().as_secs_f64(),
-        });
+        if let Ok(mut stages) = self.0.lock() {
+            stages.push(StageTime {
+                stage: stage.to_string(),
+                seconds: start.elapsed().as_secs_f64(),
+            });
+        }
         result
+    }
+
+    /// What was noted, in the order in which the stages ended.
+    pub fn into_inner(self) -> Vec<StageTime> {
+        self.0.into_inner().unwrap_or_default()
     }
 }
 

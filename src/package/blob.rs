@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::error::{Error, Result};
+use super::steady::SteadyFile;
 
 /// Bytes of the file header, of a blob's metadata, and the alignment of everything.
 pub const HEADER_BYTES: u64 = 64;
@@ -120,7 +121,7 @@ pub(super) struct BlobKey {
 
 /// weight.bin while it is written. Errors carry its path.
 pub(super) struct BlobFile {
-    file: File,
+    file: SteadyFile,
     path: PathBuf,
     /// Bytes not in the file yet; they begin at `flushed`.
     buffer: Vec<u8>,
@@ -147,7 +148,7 @@ impl BlobFile {
             .open(path)
             .map_err(Error::io("cannot create", path))?;
         Ok(BlobFile {
-            file,
+            file: SteadyFile::new(file),
             path: path.to_owned(),
             buffer: file_header(0).to_vec(),
             flushed: 0,
@@ -274,7 +275,7 @@ impl BlobFile {
         self.flush()
             .and_then(|()| self.file.seek(SeekFrom::Start(0)))
             .and_then(|_| self.file.write_all(&header))
-            .and_then(|()| self.file.sync_all())
+            .and_then(|()| self.file.finish())
             .map_err(Error::io("cannot write", &self.path))
     }
 

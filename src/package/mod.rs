@@ -37,6 +37,7 @@ mod proto;
 mod read;
 mod rewrite;
 mod spec;
+mod steady;
 mod storage;
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,7 @@ pub use error::{BoxError, Error, Result};
 pub use read::{Binding, Package, ReadFunction, ReadOp, ReadValue};
 pub(crate) use rewrite::link_or_copy;
 pub use rewrite::rewrite_package;
+pub use steady::SteadyFile;
 pub use storage::{Part, PartSpec, Storage};
 pub use write::{
     BlobPlace, ConstPlace, ConstSource, ModelDescription, PackageReport, PackageSpec, PartPlace,
