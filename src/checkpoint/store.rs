@@ -13,7 +13,7 @@ use super::config::{self, TextConfig};
 use super::error::{Error, Result};
 use super::fields::{Fields, read_json, shorten};
 use super::header;
-use super::tensor::{StoredDType, TensorView};
+use super::tensor::{StoredDType, TensorView, prefetch};
 
 /// Name of unsharded weights.
 pub(super) const SINGLE: &str = "model.safetensors";
@@ -268,6 +268,7 @@ impl Checkpoint {
                 if i == 0 {
                     progress.item(name);
                 }
+                prefetch(part);
                 let digest = Sha256::digest(part).into();
                 progress.advance(part.len() as u64);
                 digest

@@ -132,6 +132,14 @@ impl<'a> TensorView<'a> {
         })
     }
 
+    /// Asks the system to read elements `range` into its cache meanwhile; what is beyond the tensor is left out.
+    pub fn prefetch(&self, range: Range<usize>) {
+        let size = self.dtype.size();
+        let end = range.end.saturating_mul(size).min(self.bytes.len());
+        let start = range.start.saturating_mul(size).min(end);
+        prefetch(&self.bytes[start..end]);
+    }
+
     fn slice(&self, range: &Range<usize>, buffer: usize) -> Result<&'a [u8]> {
         let size = self.dtype.size();
         let bytes = (|| {
@@ -157,6 +165,23 @@ impl<'a> TensorView<'a> {
             value,
         }
     }
+}
+
+/// Asks the system to read these bytes of a mapped file into its cache meanwhile.
+pub(super) fn prefetch(bytes: &[u8]) {
+    #[cfg(unix)]
+    if !bytes.is_empty() {
+        // SAFETY: sysconf only reads a constant of the system.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        let page = usize::try_from(page).unwrap_or(0).max(1);
+        let start = bytes.as_ptr() as usize / page * page;
+        let len = bytes.as_ptr() as usize + bytes.len() - start;
+        // SAFETY: the range covers the pages of a live slice; the advice changes neither them nor what they hold.
+        // It is advice alone, so that a refusal does not matter.
+        unsafe { libc::madvise(start as *mut libc::c_void, len, libc::MADV_WILLNEED) };
+    }
+    #[cfg(not(unix))]
+    let _ = bytes;
 }
 
 /// Converts little-endian elements of `N` bytes.

@@ -80,6 +80,8 @@ pub(super) fn write_table(
     let mut bytes = vec![0; rows_per_tile.min(spec.rows) * width];
     for first in (0..spec.rows).step_by(rows_per_tile) {
         let count = rows_per_tile.min(spec.rows - first);
+        let next = (first + count) * spec.dim;
+        view.prefetch(next..next + count * spec.dim);
         let tile = &mut bytes[..count * width];
         let rows: Vec<Result<(f16, ErrorStats)>> = tile
             .par_chunks_mut(width)
