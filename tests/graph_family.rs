@@ -13,7 +13,7 @@ use gemma_coreml::graph::{ChunkGraph, GraphOptions, Layout, WeightBinding, build
 use gemma_coreml::mil::DeferredConst;
 use gemma_coreml::package::{
     BoxError, ConstSource, ModelDescription, Package, PackageSpec, Part, PartSink, Storage,
-    write_package,
+    WEIGHT_FILE_LIMIT, write_package,
 };
 use gemma_coreml::runtime::{
     ChainSpec, DecodeOptions, Decoder, Precision, RopeTable, RopeTables, TokenRows,
@@ -217,6 +217,7 @@ fn write_chunk(dir: &Path, graph: &ChunkGraph, checkpoint: &Checkpoint) -> PathB
         program: &graph.program,
         description: ModelDescription::default(),
         blob_order: &order,
+        file_limit: WEIGHT_FILE_LIMIT,
     };
     let mut source = Dense {
         checkpoint,

@@ -80,9 +80,13 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         calibration: open_calibration(args.calibration.as_deref())?,
         palettes: None,
         model_id: hub_id(&args.model),
+        weight_file_limit: None,
     };
     let report =
         convert::convert(&checkpoint, &recipe, &args.output, &options, console).map_err(failure)?;
+    for note in &report.notes {
+        console.warn(note);
+    }
     print(&report, &chunks, console)
 }
 

@@ -4,7 +4,7 @@ use super::Options;
 use super::error::{Error, Result};
 use super::facts::Job;
 use super::journal::{Done, Journal};
-use super::report::{Report, Stages, peak_rss, totals};
+use super::report::{Report, Stages, notes, peak_rss, totals};
 use super::task::Task;
 use super::units::Unit;
 use crate::bundle::provenance::FileRecord;
@@ -187,6 +187,7 @@ impl Build<'_> {
         }
         add(&task.context.to_string());
         add(&task.model_id);
+        add(&task.file_limit.to_string());
         for path in job.checkpoint.token_files() {
             add(&files::record(&path)?.sha256);
         }
@@ -258,6 +259,7 @@ impl Build<'_> {
             output,
             context: self.job.task.context,
             bytes: files.values().map(|f| f.bytes).sum(),
+            notes: notes(&files),
             files,
             schemes: totals(&all),
             tensors: done
