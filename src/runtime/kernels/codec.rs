@@ -63,8 +63,8 @@ pub(super) trait Codec<V: Lanes>: Copy {
     unsafe fn new(lut: &[f32]) -> Self;
     /// Reads a block: [`Codec::BYTES`] bytes, which must stay while the block is used.
     unsafe fn block(from: *const u8) -> Self::Block;
-    /// The 16 values of step `step`.
-    unsafe fn values(self, block: Self::Block, step: usize) -> V::Floats;
+    /// The next 16 values of a block, [`Codec::STEPS`] times.
+    unsafe fn next(self, block: &mut Self::Block) -> V::Floats;
 }
 
 /// Indices of 1, 2 or 4 bits in words of 4 bytes, or of 3 bits in words of 3 bytes.
@@ -99,8 +99,12 @@ impl<V: Lanes, const BITS: u32> Codec<V> for Codes16<V, BITS> {
     }
 
     #[inline(always)]
-    unsafe fn values(self, block: V::Words, step: usize) -> V::Floats {
-        unsafe { V::look_up16(self.0, V::shift_right(block, step as u32 * BITS)) }
+    unsafe fn next(self, block: &mut V::Words) -> V::Floats {
+        unsafe {
+            let values = V::look_up16(self.0, *block);
+            *block = V::shift_right(*block, BITS);
+            values
+        }
     }
 }
 
@@ -125,8 +129,12 @@ impl<V: Lanes> Codec<V> for Codes64<V> {
     }
 
     #[inline(always)]
-    unsafe fn values(self, block: V::Words, step: usize) -> V::Floats {
-        unsafe { V::look_up64(self.0, V::shift_right(block, step as u32 * 6)) }
+    unsafe fn next(self, block: &mut V::Words) -> V::Floats {
+        unsafe {
+            let values = V::look_up64(self.0, *block);
+            *block = V::shift_right(*block, 6);
+            values
+        }
     }
 }
 
@@ -151,8 +159,12 @@ impl<V: Lanes> Codec<V> for Codes256<V> {
     }
 
     #[inline(always)]
-    unsafe fn values(self, block: *const u8, step: usize) -> V::Floats {
-        unsafe { V::look_up256(self.0, block.add(step * LANES)) }
+    unsafe fn next(self, block: &mut *const u8) -> V::Floats {
+        unsafe {
+            let values = V::look_up256(self.0, *block);
+            *block = block.wrapping_add(LANES);
+            values
+        }
     }
 }
 
@@ -177,8 +189,12 @@ impl<V: Lanes> Codec<V> for Halves {
     }
 
     #[inline(always)]
-    unsafe fn values(self, block: *const u8, step: usize) -> V::Floats {
-        unsafe { V::halves(block.add(step * LANES * 2)) }
+    unsafe fn next(self, block: &mut *const u8) -> V::Floats {
+        unsafe {
+            let values = V::halves(*block);
+            *block = block.wrapping_add(LANES * 2);
+            values
+        }
     }
 }
 
@@ -203,7 +219,11 @@ impl<V: Lanes> Codec<V> for Int8 {
     }
 
     #[inline(always)]
-    unsafe fn values(self, block: *const u8, step: usize) -> V::Floats {
-        unsafe { V::int8(block.add(step * LANES)) }
+    unsafe fn next(self, block: &mut *const u8) -> V::Floats {
+        unsafe {
+            let values = V::int8(*block);
+            *block = block.wrapping_add(LANES);
+            values
+        }
     }
 }

@@ -223,6 +223,19 @@ impl<'a> CodedRows<'a> {
     }
 }
 
+/// The body for every `$r` below `$n`, at most 8: unrolled, so that arrays indexed by it stay in registers.
+macro_rules! up_to_8 {
+    ($r:ident < $n:expr => $body:block) => {
+        up_to_8!(@ $r, $n, $body, 0 1 2 3 4 5 6 7)
+    };
+    (@ $r:ident, $n:expr, $body:block, $($i:literal)*) => {
+        $(if $i < $n {
+            let $r = $i;
+            $body
+        })*
+    };
+}
+
 /// Bytes of the largest block: 64 fp16.
 const LARGEST_BLOCK: usize = 128;
 
@@ -247,22 +260,22 @@ unsafe fn products<V: Lanes, C: Codec<V>, const R: usize>(
     unsafe {
         let mut sums = [V::zero(); R];
         for b in 0..blocks {
-            let mut parts = [C::block(rows.as_ptr().add(b * C::BYTES)); R];
-            for (r, part) in parts.iter_mut().enumerate() {
-                let at = rows.as_ptr().add(r * row_bytes + b * C::BYTES);
-                let mut line = 0;
-                while line < C::BYTES {
-                    // The same place of the rows that come next.
-                    V::prefetch(at.wrapping_add(R * row_bytes + line));
-                    line += LINE;
+            let block = rows.as_ptr().add(b * C::BYTES);
+            let mut parts = [C::block(block); R];
+            up_to_8!(r < R => {
+                let at = block.add(r * row_bytes);
+                // The same place of the rows that come next.
+                V::prefetch(at.wrapping_add(R * row_bytes));
+                if C::BYTES > LINE {
+                    V::prefetch(at.wrapping_add(R * row_bytes + LINE));
                 }
-                *part = C::block(at);
-            }
+                parts[r] = C::block(at);
+            });
             for step in 0..C::STEPS {
                 let x = V::load(x.add((b * C::STEPS + step) * LANES));
-                for r in 0..R {
-                    sums[r] = V::multiply_add(codec.values(parts[r], step), x, sums[r]);
-                }
+                up_to_8!(r < R => {
+                    sums[r] = V::multiply_add(codec.next(&mut parts[r]), x, sums[r]);
+                });
             }
         }
         if blocks * C::BYTES < row_bytes {
@@ -270,10 +283,10 @@ unsafe fn products<V: Lanes, C: Codec<V>, const R: usize>(
                 let rest = &rows[r * row_bytes + blocks * C::BYTES..(r + 1) * row_bytes];
                 let mut padded = [0u8; LARGEST_BLOCK];
                 padded[..rest.len()].copy_from_slice(rest);
-                let part = C::block(padded.as_ptr());
+                let mut part = C::block(padded.as_ptr());
                 for step in 0..C::STEPS {
                     let x = V::load(x.add((blocks * C::STEPS + step) * LANES));
-                    sums[r] = V::multiply_add(codec.values(part, step), x, sums[r]);
+                    sums[r] = V::multiply_add(codec.next(&mut part), x, sums[r]);
                 }
             }
         }
@@ -342,14 +355,14 @@ unsafe fn decode<V: Lanes, C: Codec<V>>(codec: C, row: &[u8], to: &mut [f32]) {
         let mut padded = [0u8; LARGEST_BLOCK];
         // SAFETY: a whole block, or one copied to as many bytes; `to` has room for its values.
         unsafe {
-            let block = if from.len() == C::BYTES {
+            let mut block = if from.len() == C::BYTES {
                 C::block(from.as_ptr())
             } else {
                 padded[..from.len()].copy_from_slice(from);
                 C::block(padded.as_ptr())
             };
             for step in 0..C::STEPS {
-                let values = codec.values(block, step);
+                let values = codec.next(&mut block);
                 V::store(values, to[step * LANES..(step + 1) * LANES].as_mut_ptr());
             }
         }
