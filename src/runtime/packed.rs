@@ -1,11 +1,13 @@
 //! Weights as they are stored: fp16, palette indices with their LUTs, block-scaled integers, or the elements of a
 //! sparse weight with their mask.
 //!
-//! A weight of shape `[n0, n1, ...]` is seen as `n0` rows of `n1 * n2 * ...` columns. A row is decoded when it is needed;
-//! 4-bit palettes are multiplied without being decoded.
+//! A weight of shape `[n0, n1, ...]` is seen as `n0` rows of `n1 * n2 * ...` columns. Palettes with one LUT per row, fp16 and
+//! int8 with one scale per row are multiplied as they are stored; rows of other forms are decoded when they are needed.
 
-use super::kernels::dot::{LANES, accumulate, dot, reduce};
+use super::kernels::codec::RowCoding;
+use super::kernels::kernel::Kernel;
 use super::kernels::math::round_f16;
+use super::kernels::matvec::{CodedRows, Vectors, multiply_decoded};
 use super::palette::{Palette, column_coordinates, group_of, palette_columns};
 use super::sparse::Sparse;
 use half::f16;
@@ -115,6 +117,8 @@ enum Form {
         palette: Palette,
         /// Per column: index column and place in the LUTs of the row's group; empty when it is the column itself and 0.
         columns: Vec<(u32, u32)>,
+        /// Whether all LUT values are: then padding with index 0 adds nothing to a product.
+        finite: bool,
     },
     Blocks {
         blocks: Blocks,
@@ -139,16 +143,6 @@ impl std::fmt::Debug for PackedWeight {
     }
 }
 
-/// Memory for decoding, one per thread.
-#[derive(Debug, Default)]
-pub(crate) struct Scratch {
-    row: Vec<f32>,
-    /// For each byte of two 4-bit indices its two values.
-    pairs: Vec<[f32; 2]>,
-    /// Start in the LUT of what `pairs` was made of.
-    pairs_of: Option<usize>,
-}
-
 impl PackedWeight {
     /// A plain weight. `None` if the bytes are fewer than the shape needs, or the shape is a scalar.
     pub fn plain(shape: &[usize], coding: Coding, bytes: SharedBytes) -> Option<Self> {
@@ -164,7 +158,12 @@ impl PackedWeight {
             return None;
         }
         let columns = palette_columns(&palette, &shape)?;
-        let form = Form::Palette { palette, columns };
+        let finite = palette.lut.iter().all(|v| v.is_finite());
+        let form = Form::Palette {
+            palette,
+            columns,
+            finite,
+        };
         // The number of bytes is that of the indices, checked above.
         Self::new(&shape, Coding::Unsigned(0), bytes, form)
     }
@@ -241,7 +240,9 @@ impl PackedWeight {
         match &self.form {
             Form::Plain(coding) => coding.read(bytes, row * self.cols, out),
             Form::Sparse(sparse) => sparse.decode_row(bytes, row, out),
-            Form::Palette { palette, columns } => {
+            Form::Palette {
+                palette, columns, ..
+            } => {
                 let (index_row, lut) = palette.row(row);
                 let lut = &palette.lut[lut..];
                 let vector = palette.vector();
@@ -287,70 +288,50 @@ impl PackedWeight {
         out
     }
 
-    /// The inner products of row `row` with the rows of `x` (`cols` values each) into `out`.
-    ///
-    /// Equal to the bit to [`dot`] with the decoded row.
-    pub fn dot_row(&self, row: usize, x: &[f32], out: &mut [f32], scratch: &mut Scratch) {
-        if let ([one], Some((indices, lut))) = (&mut *out, self.nibbles(row)) {
-            *one = scratch.dot_nibbles(indices, lut, &self.form, x);
-            return;
-        }
-        scratch.row.resize(self.cols, 0.0);
-        self.decode_row(row, &mut scratch.row);
-        for (o, x) in out.iter_mut().zip(x.chunks_exact(self.cols.max(1))) {
-            *o = dot(&scratch.row, x);
-        }
-    }
-
-    /// The bytes of the indices of a row and the start of its LUT, for 4-bit scalar palettes whose rows are whole bytes.
-    fn nibbles(&self, row: usize) -> Option<(&[u8], usize)> {
-        let Form::Palette { palette, columns } = &self.form else {
-            return None;
-        };
-        if palette.bits != 4
-            || !columns.is_empty()
-            || palette.vector() != 1
-            || !self.cols.is_multiple_of(2)
-        {
-            return None;
-        }
-        let (index_row, lut) = palette.row(row);
-        let width = self.cols / 2;
+    /// The rows as a kernel multiplies them; `None` if they have to be decoded first.
+    fn coded(&self) -> Option<CodedRows<'_>> {
         let bytes: &[u8] = self.bytes.as_ref().as_ref();
-        Some((&bytes[index_row * width..(index_row + 1) * width], lut))
-    }
-}
-
-impl Scratch {
-    /// [`dot`] of a row of 4-bit indices, two values per byte looked up at once.
-    fn dot_nibbles(&mut self, indices: &[u8], lut: usize, form: &Form, x: &[f32]) -> f32 {
-        if self.pairs_of != Some(lut)
-            && let Form::Palette { palette, .. } = form
-        {
-            let lut_values = &palette.lut[lut..lut + 16];
-            self.pairs.clear();
-            self.pairs
-                .extend((0..256).map(|byte| [lut_values[byte & 15], lut_values[byte >> 4]]));
-            self.pairs_of = Some(lut);
-        }
-        let Some(pairs) = self.pairs.first_chunk::<256>() else {
-            return 0.0;
-        };
-        let mut lanes = [0.0; LANES];
-        let (blocks, rest) = indices.as_chunks::<{ LANES / 2 }>();
-        let (x_blocks, x_rest) = x.as_chunks::<LANES>();
-        for (bytes, x) in blocks.iter().zip(x_blocks) {
-            let mut w = [0.0; LANES];
-            for (pair, &byte) in w.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
-                *pair = pairs[usize::from(byte)];
+        let size = (self.rows, self.cols);
+        match &self.form {
+            Form::Plain(Coding::F16) => CodedRows::new(RowCoding::Half, bytes, size, (&[], 1)),
+            Form::Palette {
+                palette,
+                columns,
+                finite: true,
+            } if columns.is_empty() && palette.vector() == 1 => {
+                let group = palette.index_shape[0] / palette.lut_shape[0];
+                let coding = RowCoding::Palette(palette.bits);
+                CodedRows::new(coding, bytes, size, (&palette.lut, group))
             }
-            accumulate(&mut lanes, &w, x);
+            Form::Blocks { blocks, .. }
+                if blocks.coding == Coding::Signed(8)
+                    && blocks.offset.is_none()
+                    && !blocks.rounded
+                    && blocks.scale_shape[1..].iter().all(|&n| n == 1) =>
+            {
+                let group = self.rows / blocks.scale_shape[0];
+                CodedRows::new(RowCoding::Int8, bytes, size, (&blocks.scale, group))
+            }
+            _ => None,
         }
-        let values = rest.iter().flat_map(|&byte| pairs[usize::from(byte)]);
-        for (lane, (w, x)) in lanes.iter_mut().zip(values.zip(x_rest)) {
-            *lane += w * x;
+    }
+
+    /// `vectors` vectors of `cols` values, ready for [`PackedWeight::multiply`].
+    pub fn vectors(&self, x: &[f32], vectors: usize) -> Vectors {
+        let coding = self.coded().map(|rows| rows.coding());
+        Vectors::new(coding, x, self.cols, vectors)
+    }
+
+    /// The inner products of rows from `first` on with vectors that were made for this weight into `out`,
+    /// `[rows, vectors]`. A product depends on nothing but its row, its vector, the kernel and whether there is one vector
+    /// or more; it differs from that in f64 by rounding of f32 sums.
+    pub fn multiply(&self, kernel: Kernel, first: usize, x: &Vectors, out: &mut [f32]) {
+        match self.coded() {
+            Some(rows) => rows.multiply(kernel, first, x, out),
+            None => multiply_decoded(kernel, x, out, |row, to| {
+                self.decode_row(first + row, &mut to[..self.cols]);
+            }),
         }
-        reduce(lanes)
     }
 }
 
@@ -459,26 +440,128 @@ mod tests {
         }
     }
 
-    #[test]
-    fn packed_products_equal_products_of_the_decoded_row_to_the_bit() {
-        for bits in [1, 2, 3, 4, 6, 8] {
-            for cols in [2, 15, 16, 40, 95, 96] {
-                let p = palette(bits, &[6, cols], &[3, 1], 1, 0);
-                let bytes = noise((6 * cols * bits as usize).div_ceil(8));
-                let weight = PackedWeight::palette(p, Arc::new(bytes)).unwrap();
-                let dense = weight.decode();
-                let mut scratch = Scratch::default();
-                for columns in [1, 2] {
-                    let x = ramp(cols * columns);
-                    for row in 0..6 {
-                        let mut got = vec![0.0; columns];
-                        weight.dot_row(row, &x, &mut got, &mut scratch);
-                        let w = &dense[row * cols..(row + 1) * cols];
-                        let want: Vec<f32> = x.chunks(cols).map(|x| dot(w, x)).collect();
-                        assert_eq!(got, want);
-                    }
+    /// Allowed difference of a product from that in f64, in f32 roundings of the sum of the terms' sizes: each of 16 partial
+    /// sums has a 16th of the terms.
+    const SUM_ROUNDINGS: f64 = 16.0;
+
+    /// Checks the products of all rows of a weight with 1 to 9 vectors, by every kernel, against f64 sums over decoded rows;
+    /// against runs that start elsewhere, to the bit; and AVX2 against AVX-512, to the bit.
+    fn check_products(weight: &PackedWeight, what: &str) {
+        let (rows, cols) = (weight.rows(), weight.cols());
+        let dense = weight.decode();
+        for vectors in [1, 2, 9] {
+            let x = ramp(cols * vectors);
+            let prepared = weight.vectors(&x, vectors);
+            let mut fused: Option<Vec<f32>> = None;
+            for kernel in Kernel::available() {
+                let what = format!("{what}: {rows} x {cols} x {vectors}, {}", kernel.name());
+                let mut got = vec![f32::NAN; rows * vectors];
+                weight.multiply(kernel, 0, &prepared, &mut got);
+                for (i, &got) in got.iter().enumerate() {
+                    let w = &dense[i / vectors * cols..][..cols];
+                    let x = &x[i % vectors * cols..][..cols];
+                    let terms = w.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x));
+                    let (sum, size) = terms.fold((0.0, 0.0), |(s, a), t| (s + t, a + t.abs()));
+                    let allowed = SUM_ROUNDINGS * size * f64::from(f32::EPSILON);
+                    let off = (f64::from(got) - sum).abs();
+                    assert!(off <= allowed, "{what}, at {i}: {got} for {sum}");
+                }
+                for first in 0..rows {
+                    let some = (rows - first).min(1 + first % 3);
+                    let mut part = vec![f32::NAN; some * vectors];
+                    weight.multiply(kernel, first, &prepared, &mut part);
+                    assert_eq!(part, got[first * vectors..][..some * vectors], "{what}");
+                }
+                if kernel.name() != "portable" {
+                    let fused = fused.get_or_insert_with(|| got.clone());
+                    assert_eq!(*fused, got, "{what}");
                 }
             }
+        }
+    }
+
+    /// Bytes that start at every offset from an aligned address, with nothing behind them.
+    fn misaligned(bytes: &[u8], offset: usize) -> SharedBytes {
+        struct Behind(Vec<u8>, usize);
+        impl AsRef<[u8]> for Behind {
+            fn as_ref(&self) -> &[u8] {
+                &self.0[self.1..]
+            }
+        }
+        let mut all = vec![0xa5; offset];
+        all.extend_from_slice(bytes);
+        Arc::new(Behind(all, offset))
+    }
+
+    #[test]
+    fn products_of_palettes_of_every_width_length_and_group() {
+        for bits in [1, 2, 3, 4, 6, 8] {
+            for cols in (1..=300).step_by(7).chain([
+                8, 16, 24, 32, 40, 48, 64, 96, 128, 192, 256, 264, 272, 512, 520, 1024,
+            ]) {
+                let (rows, groups) = match cols % 3 {
+                    0 => (6, 3),
+                    1 => (21, 1),
+                    _ => (20, 2),
+                };
+                let p = palette(bits, &[rows, cols], &[groups, 1], 1, 0);
+                let bytes = noise((rows * cols * bits as usize).div_ceil(8));
+                let bytes = misaligned(&bytes, cols % 67);
+                let weight = PackedWeight::palette(p, bytes).unwrap();
+                let whole = (cols * bits as usize).is_multiple_of(8);
+                assert_eq!(weight.coded().is_some(), whole, "{bits} {cols}");
+                check_products(&weight, &format!("palette{bits}"));
+            }
+        }
+    }
+
+    #[test]
+    fn products_of_other_forms() {
+        for cols in [1, 5, 16, 63, 64, 65, 128, 200] {
+            let size = 11 * cols;
+            let halves: Vec<u8> = ramp(size)
+                .iter()
+                .flat_map(|&v| f16::from_f32(v).to_le_bytes())
+                .collect();
+            let plain = PackedWeight::plain(&[11, cols], Coding::F16, misaligned(&halves, 3));
+            check_products(&plain.unwrap(), "fp16");
+            for (coding, scale_shape, offset, direct) in [
+                (Coding::Signed(8), vec![11, 1], false, true),
+                (Coding::Signed(8), vec![1, 1], false, true),
+                (Coding::Signed(8), vec![11, 1], true, false),
+                (Coding::Unsigned(8), vec![11, 1], false, false),
+                (Coding::Signed(4), vec![11, cols], false, false),
+            ] {
+                let scales: usize = scale_shape.iter().product();
+                let blocks = Blocks {
+                    coding,
+                    scale_shape: scale_shape.clone(),
+                    scale: ramp(scales),
+                    offset: offset.then(|| vec![3.0; scales]),
+                    rounded: false,
+                };
+                let bytes = misaligned(&noise(size), cols);
+                let weight = PackedWeight::blocks(&[11, cols], blocks, bytes).unwrap();
+                assert_eq!(weight.coded().is_some(), direct);
+                check_products(&weight, &format!("{coding:?} {scale_shape:?}"));
+            }
+        }
+        let vectors = palette(4, &[4, 6, 1, 1], &[2, 1, 1, 1], 2, 0);
+        let weight = PackedWeight::palette(vectors, Arc::new(noise(12))).unwrap();
+        assert!(weight.coded().is_none());
+        check_products(&weight, "vectors");
+    }
+
+    #[test]
+    fn an_infinite_entry_of_a_lut_stays_out_of_rows_that_do_not_use_it() {
+        let mut p = palette(4, &[2, 2], &[1, 1], 1, 0);
+        p.lut[0] = f32::INFINITY;
+        let (one, two) = (p.lut[1], p.lut[2]);
+        let weight = PackedWeight::palette(p, Arc::new(vec![0x21, 0x01])).unwrap();
+        for kernel in Kernel::available() {
+            let mut out = [0.0; 2];
+            weight.multiply(kernel, 0, &weight.vectors(&[1.0, 2.0], 1), &mut out);
+            assert_eq!(out, [one + 2.0 * two, f32::INFINITY]);
         }
     }
 

@@ -1,9 +1,7 @@
 //! Inner products in a fixed order of summation, so that neither threads nor CPU change a result.
 
+use super::lanes::LANES;
 use rayon::prelude::*;
-
-/// Partial sums of [`dot`]: term `i` goes to sum `i % LANES`.
-pub(crate) const LANES: usize = 16;
 
 /// From so many multiplications on, rows are shared among threads.
 const PARALLEL_WORK: usize = 1 << 17;
@@ -28,7 +26,7 @@ pub(crate) fn accumulate(lanes: &mut [f32; LANES], a: &[f32; LANES], b: &[f32; L
     }
 }
 
-/// The inner product of two slices of one length.
+/// The inner product of two slices of one length: term `i` goes to partial sum `i % LANES`.
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     debug_assert_eq!(a.len(), b.len());
     let mut lanes = [0.0; LANES];
@@ -51,10 +49,11 @@ pub(crate) fn add_scaled(out: &mut [f32], factor: f32, x: &[f32]) {
 }
 
 /// Calls `f(first row, rows)` for runs of the rows of `out` (`width` elements each), on several threads when the whole is
-/// `work` multiplications and that is much. `f` must give each row a value that does not depend on the run it is in.
+/// `work` multiplications and that is much. Runs are multiples of `align` rows, the last one excepted. `f` must give each row a value that does not depend on the run it is in.
 pub(crate) fn for_rows(
     out: &mut [f32],
     width: usize,
+    align: usize,
     work: usize,
     f: impl Fn(usize, &mut [f32]) + Sync,
 ) {
@@ -67,7 +66,7 @@ pub(crate) fn for_rows(
         return f(0, out);
     }
     // Some runs more than threads, so that a late thread does not hold up the rest.
-    let run = rows.div_ceil(threads * 4);
+    let run = rows.div_ceil(threads * 4).next_multiple_of(align);
     out.par_chunks_mut(run * width)
         .enumerate()
         .for_each(|(i, rows)| f(i * run, rows));
@@ -101,7 +100,7 @@ mod tests {
                 .unwrap();
             let mut out = vec![0.0; 3 * 1001];
             pool.install(|| {
-                for_rows(&mut out, 3, PARALLEL_WORK, |first, rows| {
+                for_rows(&mut out, 3, 1, PARALLEL_WORK, |first, rows| {
                     for (i, row) in rows.chunks_mut(3).enumerate() {
                         row.fill((first + i) as f32);
                     }

@@ -2,7 +2,13 @@
 
 pub(crate) mod axes;
 pub(crate) mod broadcast;
+pub(crate) mod codec;
 pub(crate) mod dot;
+pub(crate) mod kernel;
+mod lanes;
 pub(crate) mod math;
+pub(crate) mod matvec;
 pub(crate) mod rows;
 pub(crate) mod strided;
+#[cfg(target_arch = "x86_64")]
+mod x86;

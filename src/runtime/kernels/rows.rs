@@ -1,7 +1,11 @@
 //! Products of the rows of a weight with vectors.
 
 use super::dot::{dot, for_rows};
-use crate::runtime::packed::{PackedWeight, Scratch};
+use super::kernel::Kernel;
+use crate::runtime::packed::PackedWeight;
+
+/// Rows are shared among threads in runs of a multiple of this: the usual group of a palette.
+const ROW_RUN: usize = 32;
 
 /// The rows of a weight.
 #[derive(Clone, Copy)]
@@ -30,26 +34,33 @@ impl Rows<'_> {
         bias: Option<&[f32]>,
         out: &mut [f32],
     ) {
-        let cols = self.cols();
-        let work = out.len().saturating_mul(cols);
-        for_rows(out, vectors, work, |start, out| {
-            let mut scratch = Scratch::default();
-            for (i, out) in out.chunks_exact_mut(vectors).enumerate() {
-                let row = first + start + i;
-                match self {
-                    Rows::Packed(weight) => weight.dot_row(row, x, out, &mut scratch),
-                    Rows::Dense { values, cols } => {
-                        let values = &values[row * cols..(row + 1) * cols];
-                        for (v, o) in out.iter_mut().enumerate() {
-                            *o = dot(values, &x[v * cols..(v + 1) * cols]);
-                        }
-                    }
-                }
-                if let Some(bias) = bias {
-                    out.iter_mut().for_each(|o| *o += bias[row]);
+        let work = out.len().saturating_mul(self.cols());
+        let add_bias = |row: usize, out: &mut [f32]| {
+            if let Some(bias) = bias {
+                for (out, bias) in out.chunks_exact_mut(vectors).zip(&bias[row..]) {
+                    out.iter_mut().for_each(|o| *o += bias);
                 }
             }
-        });
+        };
+        match self {
+            Rows::Packed(weight) => {
+                let (kernel, x) = (Kernel::current(), weight.vectors(x, vectors));
+                for_rows(out, vectors, ROW_RUN, work, |start, out| {
+                    weight.multiply(kernel, first + start, &x, out);
+                    add_bias(first + start, out);
+                });
+            }
+            Rows::Dense { values, cols } => for_rows(out, vectors, 1, work, |start, out| {
+                for (i, out) in out.chunks_exact_mut(vectors).enumerate() {
+                    let row = first + start + i;
+                    let values = &values[row * cols..(row + 1) * cols];
+                    for (v, o) in out.iter_mut().enumerate() {
+                        *o = dot(values, &x[v * cols..(v + 1) * cols]);
+                    }
+                }
+                add_bias(first + start, out);
+            }),
+        }
     }
 }
 

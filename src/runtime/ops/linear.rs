@@ -336,7 +336,7 @@ pub(super) fn matmul(mut args: OpArgs<'_>) -> Result<Compiled> {
         let x = inputs[left.at].as_f32()?;
         let y = inputs[right.at].as_f32()?;
         let work = out.len().saturating_mul(left.cols);
-        for_rows(&mut out, right.cols, work, |first, out| {
+        for_rows(&mut out, right.cols, 1, work, |first, out| {
             let mut column = Vec::new();
             for (i, out) in out.chunks_exact_mut(right.cols).enumerate() {
                 let (matrix, row) = ((first + i) / left.rows, (first + i) % left.rows);

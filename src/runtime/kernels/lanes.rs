@@ -1,0 +1,170 @@
+//! Sixteen lanes at a time: what a kernel needs of an instruction set, and the portable form of it.
+//!
+//! A kernel is written once over [`Lanes`] and compiled for each instruction set by a function with that target feature,
+//! into which everything here is inlined. So the order of every sum is the same in all of them; they differ only in that
+//! the portable form rounds a product before it is added.
+
+use half::f16;
+
+/// Lanes of a vector.
+pub(crate) const LANES: usize = 16;
+
+/// Operations on 16 f32 or 16 words of 32 bits.
+///
+/// # Safety
+/// Every method needs the instructions of its implementation to be there, and pointers to as much memory as it says.
+pub(crate) trait Lanes: Copy {
+    /// 16 f32.
+    type Floats: Copy;
+    /// 16 u32.
+    type Words: Copy;
+    /// A table of 16 f32.
+    type Table16: Copy;
+    /// A table of 64 f32.
+    type Table64: Copy;
+
+    /// Rows of palette indices that are multiplied side by side.
+    const ROWS: usize;
+
+    /// Zeros.
+    unsafe fn zero() -> Self::Floats;
+    /// 16 f32 from memory.
+    unsafe fn load(from: *const f32) -> Self::Floats;
+    /// 16 f32 to memory.
+    unsafe fn store(values: Self::Floats, to: *mut f32);
+    /// `a * b + c`.
+    unsafe fn multiply_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+    /// 16 little-endian words of 4 bytes: 64 bytes.
+    unsafe fn words32(from: *const u8) -> Self::Words;
+    /// 16 little-endian words of 3 bytes: 48 bytes. The high byte of each word is unspecified.
+    unsafe fn words24(from: *const u8) -> Self::Words;
+    /// Every word shifted right by `by` bits.
+    unsafe fn shift_right(words: Self::Words, by: u32) -> Self::Words;
+    /// A table from 16 f32.
+    unsafe fn table16(from: *const f32) -> Self::Table16;
+    /// Looks up the low 4 bits of every word.
+    unsafe fn look_up16(table: Self::Table16, words: Self::Words) -> Self::Floats;
+    /// A table from 64 f32.
+    unsafe fn table64(from: *const f32) -> Self::Table64;
+    /// Looks up the low 6 bits of every word.
+    unsafe fn look_up64(table: Self::Table64, words: Self::Words) -> Self::Floats;
+    /// Looks up 16 bytes in 256 f32.
+    unsafe fn look_up256(table: *const f32, from: *const u8) -> Self::Floats;
+    /// 16 fp16: 32 bytes.
+    unsafe fn halves(from: *const u8) -> Self::Floats;
+    /// 16 int8: 16 bytes.
+    unsafe fn int8(from: *const u8) -> Self::Floats;
+    /// Asks for the cache line at an address, which need not be valid.
+    unsafe fn prefetch(at: *const u8);
+}
+
+/// Plain Rust.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+/// `N` bytes from memory.
+///
+/// # Safety
+/// `from` must point to `N` readable bytes.
+#[inline(always)]
+unsafe fn bytes<const N: usize>(from: *const u8) -> [u8; N] {
+    // SAFETY: an array of bytes has no alignment; the caller vouches for the memory.
+    unsafe { from.cast::<[u8; N]>().read() }
+}
+
+// SAFETY of all methods: pure Rust, except for the reads and writes that the caller vouches for.
+impl Lanes for Portable {
+    type Floats = [f32; LANES];
+    type Words = [u32; LANES];
+    type Table16 = [f32; 16];
+    type Table64 = [f32; 64];
+
+    const ROWS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self::Floats {
+        [0.0; LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self::Floats {
+        unsafe { from.cast::<[f32; LANES]>().read() }
+    }
+
+    #[inline(always)]
+    unsafe fn store(values: Self::Floats, to: *mut f32) {
+        unsafe { to.cast::<[f32; LANES]>().write(values) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+
+    #[inline(always)]
+    unsafe fn words32(from: *const u8) -> Self::Words {
+        let bytes = unsafe { bytes::<64>(from) };
+        std::array::from_fn(|i| {
+            u32::from_le_bytes([
+                bytes[4 * i],
+                bytes[4 * i + 1],
+                bytes[4 * i + 2],
+                bytes[4 * i + 3],
+            ])
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn words24(from: *const u8) -> Self::Words {
+        let bytes = unsafe { bytes::<48>(from) };
+        std::array::from_fn(|i| {
+            u32::from_le_bytes([bytes[3 * i], bytes[3 * i + 1], bytes[3 * i + 2], 0])
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn shift_right(words: Self::Words, by: u32) -> Self::Words {
+        words.map(|w| w >> by)
+    }
+
+    #[inline(always)]
+    unsafe fn table16(from: *const f32) -> Self::Table16 {
+        unsafe { from.cast::<[f32; 16]>().read() }
+    }
+
+    #[inline(always)]
+    unsafe fn look_up16(table: Self::Table16, words: Self::Words) -> Self::Floats {
+        words.map(|w| table[(w & 15) as usize])
+    }
+
+    #[inline(always)]
+    unsafe fn table64(from: *const f32) -> Self::Table64 {
+        unsafe { from.cast::<[f32; 64]>().read() }
+    }
+
+    #[inline(always)]
+    unsafe fn look_up64(table: Self::Table64, words: Self::Words) -> Self::Floats {
+        words.map(|w| table[(w & 63) as usize])
+    }
+
+    #[inline(always)]
+    unsafe fn look_up256(table: *const f32, from: *const u8) -> Self::Floats {
+        let bytes = unsafe { bytes::<LANES>(from) };
+        bytes.map(|b| unsafe { *table.add(usize::from(b)) })
+    }
+
+    #[inline(always)]
+    unsafe fn halves(from: *const u8) -> Self::Floats {
+        let bytes = unsafe { bytes::<32>(from) };
+        std::array::from_fn(|i| f16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).to_f32())
+    }
+
+    #[inline(always)]
+    unsafe fn int8(from: *const u8) -> Self::Floats {
+        let bytes = unsafe { bytes::<LANES>(from) };
+        bytes.map(|b| f32::from(b as i8))
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
+}

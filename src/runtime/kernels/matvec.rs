@@ -1,0 +1,526 @@
+//! Rows of a weight times vectors, without unpacking the weight in memory.
+//!
+//! One vector: a few rows side by side are decoded in registers and multiplied. Several vectors: a tile of rows is decoded
+//! once and multiplied with all of them. Either way the product of a row and a vector has 16 partial sums, each in order,
+//! added pairwise at the end: it depends neither on the other rows and vectors nor on the number of threads.
+
+use super::codec::{Codec, Codes16, Codes64, Codes256, Halves, Int8, RowCoding};
+use super::dot::reduce;
+use super::kernel::{Kernel, Set};
+use super::lanes::{LANES, Lanes, Portable};
+#[cfg(target_arch = "x86_64")]
+use super::x86::{Avx2, Avx512};
+use std::marker::PhantomData;
+
+/// Bytes of decoded rows that are multiplied with all vectors before the next are decoded: half of a small L2.
+const TILE_BYTES: usize = 1 << 18;
+
+/// Most rows of a tile.
+const TILE_ROWS: usize = 16;
+
+/// Vectors as the rows of a weight want them: columns in the order in which blocks are decoded, padded with zeros to
+/// whole blocks.
+#[derive(Debug)]
+pub(crate) struct Vectors {
+    count: usize,
+    cols: usize,
+    padded: usize,
+    values: Vec<f32>,
+}
+
+impl Vectors {
+    /// `count` vectors of `cols` values, one after another, for rows of a coding; `None` for rows that are decoded in order.
+    pub fn new(coding: Option<RowCoding>, x: &[f32], cols: usize, count: usize) -> Self {
+        assert_eq!(x.len(), cols * count, "values of the vectors");
+        let width = coding.map_or(LANES, |c| c.steps() * LANES);
+        let padded = cols.next_multiple_of(width);
+        let mut values = vec![0.0; padded * count];
+        for v in 0..count {
+            let x = &x[v * cols..(v + 1) * cols];
+            let out = &mut values[v * padded..(v + 1) * padded];
+            match coding {
+                Some(coding) if coding.column(1) != 1 => order(coding.steps(), x, out),
+                _ => out[..cols].copy_from_slice(x),
+            }
+        }
+        Self {
+            count,
+            cols,
+            padded,
+            values,
+        }
+    }
+}
+
+/// Column `i * steps + j` of each block to place `j * 16 + i`.
+fn order(steps: usize, x: &[f32], out: &mut [f32]) {
+    let block = steps * LANES;
+    for (x, out) in x.chunks(block).zip(out.chunks_exact_mut(block)) {
+        for (i, word) in x.chunks(steps).enumerate() {
+            for (j, &value) in word.iter().enumerate() {
+                out[j * LANES + i] = value;
+            }
+        }
+    }
+}
+
+/// Rows that a kernel multiplies as they are stored.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CodedRows<'a> {
+    coding: RowCoding,
+    bytes: &'a [u8],
+    cols: usize,
+    row_bytes: usize,
+    /// LUTs of palettes; scales of int8.
+    parameters: &'a [f32],
+    /// Rows that share a LUT or scale.
+    group: usize,
+}
+
+impl<'a> CodedRows<'a> {
+    /// `rows` rows of `cols` columns. `parameters` are the LUTs or scales, one for each `group` rows; none for fp16.
+    ///
+    /// `None` if rows are not whole bytes, there are fewer bytes or parameters than the rows need, or a width is none that
+    /// palettes have.
+    pub fn new(
+        coding: RowCoding,
+        bytes: &'a [u8],
+        (rows, cols): (usize, usize),
+        (parameters, group): (&'a [f32], usize),
+    ) -> Option<Self> {
+        let bits = cols.checked_mul(coding.bits())?;
+        let row_bytes = bits / 8;
+        let per_group = match coding {
+            RowCoding::Palette(bits @ (1 | 2 | 3 | 4 | 6 | 8)) => 1 << bits,
+            RowCoding::Palette(_) => return None,
+            RowCoding::Half => 0,
+            RowCoding::Int8 => 1,
+        };
+        let fits = bits.is_multiple_of(8)
+            && bytes.len() >= rows.checked_mul(row_bytes)?
+            && group > 0
+            && parameters.len() >= rows.div_ceil(group).checked_mul(per_group)?;
+        fits.then(|| Self {
+            coding,
+            bytes: &bytes[..rows * row_bytes],
+            cols,
+            row_bytes,
+            parameters,
+            group,
+        })
+    }
+
+    /// How rows are coded.
+    pub fn coding(&self) -> RowCoding {
+        self.coding
+    }
+
+    /// `out[r][v] = rows[first + r] · x[v]`; `out` is `[rows, vectors]`, `x` was made for this coding.
+    pub fn multiply(&self, kernel: Kernel, first: usize, x: &Vectors, out: &mut [f32]) {
+        if x.count == 0 || out.is_empty() {
+            return;
+        }
+        let rows = out.len() / x.count;
+        assert!(
+            x.cols == self.cols
+                && x.padded == self.cols.next_multiple_of(self.coding.steps() * LANES)
+                && out.len() == rows * x.count
+                && (first + rows) * self.row_bytes <= self.bytes.len(),
+            "rows and vectors that fit"
+        );
+        // SAFETY: a `Kernel` of a set exists only where the CPU has it.
+        match kernel.set() {
+            Set::Portable => unsafe { self.run::<Portable>(first, x, out) },
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx2 => unsafe { coded_avx2(self, first, x, out) },
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512 => unsafe { coded_avx512(self, first, x, out) },
+        }
+    }
+
+    /// The codec of a row.
+    ///
+    /// # Safety
+    /// Needs the instructions of `V`.
+    #[inline(always)]
+    unsafe fn codec<V: Lanes, C: Codec<V>>(&self, row: usize) -> C {
+        let at = row / self.group * C::ENTRIES;
+        // SAFETY: the caller's. The codec is used while `self.parameters` is borrowed.
+        unsafe { C::new(&self.parameters[at..at + C::ENTRIES]) }
+    }
+
+    /// # Safety
+    /// Needs the instructions of `V`; rows and vectors must fit.
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(&self, first: usize, x: &Vectors, out: &mut [f32]) {
+        // SAFETY: the caller's.
+        unsafe {
+            match self.coding {
+                RowCoding::Palette(1) => self.rows::<V, Codes16<V, 1>>(first, x, out),
+                RowCoding::Palette(2) => self.rows::<V, Codes16<V, 2>>(first, x, out),
+                RowCoding::Palette(3) => self.rows::<V, Codes16<V, 3>>(first, x, out),
+                RowCoding::Palette(4) => self.rows::<V, Codes16<V, 4>>(first, x, out),
+                RowCoding::Palette(6) => self.rows::<V, Codes64<V>>(first, x, out),
+                RowCoding::Palette(_) => self.rows::<V, Codes256<V>>(first, x, out),
+                RowCoding::Half => self.rows::<V, Halves>(first, x, out),
+                RowCoding::Int8 => {
+                    self.rows::<V, Int8>(first, x, out);
+                    for (i, out) in out.chunks_exact_mut(x.count).enumerate() {
+                        let scale = self.parameters[(first + i) / self.group];
+                        out.iter_mut().for_each(|o| *o *= scale);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The rows as `C` decodes them.
+    ///
+    /// # Safety
+    /// As [`CodedRows::run`].
+    #[inline(always)]
+    unsafe fn rows<V: Lanes, C: Codec<V>>(&self, first: usize, x: &Vectors, out: &mut [f32]) {
+        let bytes = self.row_bytes;
+        if x.count > 1 {
+            let mut source = CodedTile {
+                rows: self,
+                first,
+                codec: PhantomData::<C>,
+            };
+            // SAFETY: the caller's.
+            return unsafe { tiles::<V>(x, out, &mut source) };
+        }
+        let mut done = 0;
+        while done < out.len() {
+            let row = first + done;
+            let run = (self.group - row % self.group).min(out.len() - done);
+            // SAFETY: the caller's.
+            let codec = unsafe { self.codec::<V, C>(row) };
+            let (out, from) = (&mut out[done..done + run], &self.bytes[row * bytes..]);
+            let x = x.values.as_ptr();
+            let mut at = 0;
+            // SAFETY: `from` has `run` rows, `x` the columns of whole blocks.
+            unsafe {
+                if V::ROWS >= 8 {
+                    while run - at >= 8 {
+                        products::<V, C, 8>(codec, &from[at * bytes..], bytes, x, &mut out[at..]);
+                        at += 8;
+                    }
+                }
+                if V::ROWS >= 2 {
+                    while run - at >= 2 {
+                        products::<V, C, 2>(codec, &from[at * bytes..], bytes, x, &mut out[at..]);
+                        at += 2;
+                    }
+                }
+                while at < run {
+                    products::<V, C, 1>(codec, &from[at * bytes..], bytes, x, &mut out[at..]);
+                    at += 1;
+                }
+            }
+            done += run;
+        }
+    }
+}
+
+/// The body for every `$r` below `$n`, at most 8: unrolled, so that arrays indexed by it stay in registers.
+macro_rules! up_to_8 {
+    ($r:ident < $n:expr => $body:block) => {
+        up_to_8!(@ $r, $n, $body, 0 1 2 3 4 5 6 7)
+    };
+    (@ $r:ident, $n:expr, $body:block, $($i:literal)*) => {
+        $(if $i < $n {
+            let $r = $i;
+            $body
+        })*
+    };
+}
+
+/// Bytes of the largest block: 64 fp16.
+const LARGEST_BLOCK: usize = 128;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// `R` rows of `row_bytes` bytes times one vector.
+///
+/// # Safety
+/// Needs the instructions of `V`, `R` rows in `rows`, and in `x` as many values as their blocks have.
+#[inline(always)]
+unsafe fn products<V: Lanes, C: Codec<V>, const R: usize>(
+    codec: C,
+    rows: &[u8],
+    row_bytes: usize,
+    x: *const f32,
+    out: &mut [f32],
+) {
+    let blocks = row_bytes / C::BYTES;
+    let rows = &rows[..R * row_bytes];
+    // SAFETY: block `b` of row `r` lies in `rows`; what is left of a row is copied to a whole block.
+    unsafe {
+        let mut sums = [V::zero(); R];
+        for b in 0..blocks {
+            let block = rows.as_ptr().add(b * C::BYTES);
+            let mut parts = [C::block(block); R];
+            up_to_8!(r < R => {
+                let at = block.add(r * row_bytes);
+                // The same place of the rows that come next.
+                V::prefetch(at.wrapping_add(R * row_bytes));
+                if C::BYTES > LINE {
+                    V::prefetch(at.wrapping_add(R * row_bytes + LINE));
+                }
+                parts[r] = C::block(at);
+            });
+            for step in 0..C::STEPS {
+                let x = V::load(x.add((b * C::STEPS + step) * LANES));
+                up_to_8!(r < R => {
+                    sums[r] = V::multiply_add(codec.next(&mut parts[r]), x, sums[r]);
+                });
+            }
+        }
+        if blocks * C::BYTES < row_bytes {
+            for r in 0..R {
+                let rest = &rows[r * row_bytes + blocks * C::BYTES..(r + 1) * row_bytes];
+                let mut padded = [0u8; LARGEST_BLOCK];
+                padded[..rest.len()].copy_from_slice(rest);
+                let mut part = C::block(padded.as_ptr());
+                for step in 0..C::STEPS {
+                    let x = V::load(x.add((blocks * C::STEPS + step) * LANES));
+                    sums[r] = V::multiply_add(codec.next(&mut part), x, sums[r]);
+                }
+            }
+        }
+        for r in 0..R {
+            out[r] = total::<V>(sums[r]);
+        }
+    }
+}
+
+/// Adds the partial sums pairwise.
+///
+/// # Safety
+/// Needs the instructions of `V`.
+#[inline(always)]
+unsafe fn total<V: Lanes>(sums: V::Floats) -> f32 {
+    let mut lanes = [0.0; LANES];
+    // SAFETY: room for 16 values.
+    unsafe { V::store(sums, lanes.as_mut_ptr()) };
+    reduce(lanes)
+}
+
+/// Where tiles of decoded rows come from.
+trait Source<V: Lanes> {
+    /// Decodes row `row` into `to`: whole blocks.
+    ///
+    /// # Safety
+    /// Needs the instructions of `V`.
+    unsafe fn decode(&mut self, row: usize, to: &mut [f32]);
+}
+
+/// Rows of a coding.
+struct CodedTile<'a, C> {
+    rows: &'a CodedRows<'a>,
+    first: usize,
+    codec: PhantomData<C>,
+}
+
+impl<V: Lanes, C: Codec<V>> Source<V> for CodedTile<'_, C> {
+    #[inline(always)]
+    unsafe fn decode(&mut self, row: usize, to: &mut [f32]) {
+        let (row, bytes) = (self.first + row, self.rows.row_bytes);
+        let from = &self.rows.bytes[row * bytes..(row + 1) * bytes];
+        // SAFETY: the caller's; `to` has whole blocks.
+        unsafe { decode::<V, C>(self.rows.codec::<V, C>(row), from, to) };
+    }
+}
+
+/// Rows decoded by plain Rust.
+struct Decoded<F>(F);
+
+impl<V: Lanes, F: FnMut(usize, &mut [f32])> Source<V> for Decoded<F> {
+    #[inline(always)]
+    unsafe fn decode(&mut self, row: usize, to: &mut [f32]) {
+        (self.0)(row, to);
+    }
+}
+
+/// Decodes a row, its last block padded with code 0.
+///
+/// # Safety
+/// Needs the instructions of `V`; `to` has whole blocks, as many as the row begins.
+#[inline(always)]
+unsafe fn decode<V: Lanes, C: Codec<V>>(codec: C, row: &[u8], to: &mut [f32]) {
+    let blocks = to.chunks_exact_mut(C::STEPS * LANES);
+    for (from, to) in row.chunks(C::BYTES).zip(blocks) {
+        let mut padded = [0u8; LARGEST_BLOCK];
+        // SAFETY: a whole block, or one copied to as many bytes; `to` has room for its values.
+        unsafe {
+            let mut block = if from.len() == C::BYTES {
+                C::block(from.as_ptr())
+            } else {
+                padded[..from.len()].copy_from_slice(from);
+                C::block(padded.as_ptr())
+            };
+            for step in 0..C::STEPS {
+                let values = codec.next(&mut block);
+                V::store(values, to[step * LANES..(step + 1) * LANES].as_mut_ptr());
+            }
+        }
+    }
+}
+
+/// Products of rows of `source`, each decoded once and in the order of the vectors' columns, with all vectors.
+///
+/// # Safety
+/// Needs the instructions of `V`.
+#[inline(always)]
+unsafe fn tiles<V: Lanes>(x: &Vectors, out: &mut [f32], source: &mut impl Source<V>) {
+    let padded = x.padded.max(1);
+    let rows = (TILE_BYTES / 4 / padded).clamp(4, TILE_ROWS) / 4 * 4;
+    let mut tile = vec![0.0; rows * padded];
+    for (i, out) in out.chunks_mut(rows * x.count).enumerate() {
+        let here = out.len() / x.count;
+        for (r, row) in tile.chunks_exact_mut(padded).take(here).enumerate() {
+            // SAFETY: the caller's.
+            unsafe { source.decode(i * rows + r, row) };
+        }
+        let mut v = 0;
+        // SAFETY: the tile has `here` rows, and `x` its vectors, of `padded` values.
+        unsafe {
+            while x.count - v >= 4 {
+                columns::<V, 4>(&tile, here, x, v, out);
+                v += 4;
+            }
+            while v < x.count {
+                columns::<V, 1>(&tile, here, x, v, out);
+                v += 1;
+            }
+        }
+    }
+}
+
+/// `C` vectors from vector `v` on with `rows` decoded rows.
+///
+/// # Safety
+/// As [`tiles`].
+#[inline(always)]
+unsafe fn columns<V: Lanes, const C: usize>(
+    tile: &[f32],
+    rows: usize,
+    x: &Vectors,
+    v: usize,
+    out: &mut [f32],
+) {
+    let mut r = 0;
+    // SAFETY: the caller's.
+    unsafe {
+        if V::ROWS >= 8 {
+            while rows - r >= 4 {
+                square::<V, 4, C>(tile, r, x, v, out);
+                r += 4;
+            }
+        }
+        while rows - r >= 2 {
+            square::<V, 2, C>(tile, r, x, v, out);
+            r += 2;
+        }
+        while r < rows {
+            square::<V, 1, C>(tile, r, x, v, out);
+            r += 1;
+        }
+    }
+}
+
+/// `R` decoded rows from row `r` on with `C` vectors from vector `v` on.
+///
+/// # Safety
+/// As [`tiles`].
+#[inline(always)]
+unsafe fn square<V: Lanes, const R: usize, const C: usize>(
+    tile: &[f32],
+    r: usize,
+    x: &Vectors,
+    v: usize,
+    out: &mut [f32],
+) {
+    let n = x.padded;
+    let rows = &tile[r * n..(r + R) * n];
+    let vectors = &x.values[v * n..(v + C) * n];
+    // SAFETY: 16 values at `at` lie in each of the rows and vectors, whose length is a multiple of 16.
+    unsafe {
+        let mut sums = [[V::zero(); C]; R];
+        for at in (0..n).step_by(LANES) {
+            let mut b = [V::zero(); C];
+            for (c, b) in b.iter_mut().enumerate() {
+                *b = V::load(vectors.as_ptr().add(c * n + at));
+            }
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let a = V::load(rows.as_ptr().add(r * n + at));
+                for (sum, b) in sums.iter_mut().zip(b) {
+                    *sum = V::multiply_add(a, b, *sum);
+                }
+            }
+        }
+        for (i, sums) in sums.iter().enumerate() {
+            for (c, &sums) in sums.iter().enumerate() {
+                out[(r + i) * x.count + v + c] = total::<V>(sums);
+            }
+        }
+    }
+}
+
+/// Products of rows that `decode` gives in order, zeros up to a multiple of 16 behind them, with vectors that are in order.
+pub(crate) fn multiply_decoded(
+    kernel: Kernel,
+    x: &Vectors,
+    out: &mut [f32],
+    decode: impl FnMut(usize, &mut [f32]),
+) {
+    if x.count == 0 {
+        return;
+    }
+    // SAFETY: a `Kernel` of a set exists only where the CPU has it.
+    match kernel.set() {
+        Set::Portable => unsafe { tiles::<Portable>(x, out, &mut Decoded(decode)) },
+        #[cfg(target_arch = "x86_64")]
+        Set::Avx2 => unsafe { decoded_avx2(x, out, decode) },
+        #[cfg(target_arch = "x86_64")]
+        Set::Avx512 => unsafe { decoded_avx512(x, out, decode) },
+    }
+}
+
+/// # Safety
+/// Needs the instructions it is compiled for; rows and vectors must fit.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx2,fma,f16c")]
+unsafe fn coded_avx512(rows: &CodedRows<'_>, first: usize, x: &Vectors, out: &mut [f32]) {
+    // SAFETY: the caller's.
+    unsafe { rows.run::<Avx512>(first, x, out) }
+}
+
+/// # Safety
+/// As [`coded_avx512`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn coded_avx2(rows: &CodedRows<'_>, first: usize, x: &Vectors, out: &mut [f32]) {
+    // SAFETY: the caller's.
+    unsafe { rows.run::<Avx2>(first, x, out) }
+}
+
+/// # Safety
+/// Needs the instructions it is compiled for.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx2,fma,f16c")]
+unsafe fn decoded_avx512(x: &Vectors, out: &mut [f32], decode: impl FnMut(usize, &mut [f32])) {
+    // SAFETY: the caller's.
+    unsafe { tiles::<Avx512>(x, out, &mut Decoded(decode)) }
+}
+
+/// # Safety
+/// As [`decoded_avx512`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn decoded_avx2(x: &Vectors, out: &mut [f32], decode: impl FnMut(usize, &mut [f32])) {
+    // SAFETY: the caller's.
+    unsafe { tiles::<Avx2>(x, out, &mut Decoded(decode)) }
+}
