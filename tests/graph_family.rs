@@ -355,7 +355,11 @@ fn check_decode(case: &Case) {
         ..ChainSpec::default()
     };
     let rows = Box::new(ExactRows(checkpoint.clone(), plan.clone()));
-    let options = DecodeOptions { threads: 1, keep };
+    let options = DecodeOptions {
+        threads: 1,
+        keep,
+        ..DecodeOptions::default()
+    };
     let mut decoder = Decoder::open(chain, Precision::F32, rows, options).unwrap();
     let mut cosines = Vec::new();
     for (position, &id) in ids.iter().enumerate() {
