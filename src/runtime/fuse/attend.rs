@@ -5,7 +5,8 @@
 //! f32 over the keys for the values. The kernels are compiled for wider registers too; without fused multiply-adds they
 //! give the same bits.
 
-use crate::runtime::kernels::dot::{LANES, accumulate, reduce};
+use crate::runtime::kernels::dot::{accumulate, reduce};
+use crate::runtime::kernels::lanes::LANES;
 use crate::runtime::kernels::math::exp;
 use rayon::prelude::*;
 

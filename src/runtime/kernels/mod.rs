@@ -5,7 +5,7 @@ pub(crate) mod broadcast;
 pub(crate) mod codec;
 pub(crate) mod dot;
 pub(crate) mod kernel;
-mod lanes;
+pub(crate) mod lanes;
 pub(crate) mod math;
 pub(crate) mod matvec;
 pub(crate) mod rows;
