@@ -4,11 +4,14 @@ use super::error::{Error, Result};
 use super::ops::moves_only;
 use super::plan::{self, Action, Feature, Plan};
 use super::pool::Pool;
+use super::profile::Profile;
+use super::roofline::WeightUse;
 use super::tensor::{Kind, Precision, Tensor};
 use super::value::Known;
 use crate::mil::{DType, TensorType};
 use crate::package::{Package, ReadFunction};
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 /// Finite values that became infinite in fp16.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +47,7 @@ pub struct Model {
     pool: Pool,
     runs: u64,
     overflows: BTreeMap<usize, Overflow>,
+    profile: Option<Profile>,
 }
 
 impl Model {
@@ -90,6 +94,7 @@ impl Model {
             pool: Pool::default(),
             runs: 0,
             overflows: BTreeMap::new(),
+            profile: None,
         })
     }
 
@@ -126,6 +131,27 @@ impl Model {
     /// Overflows so far, in the order of the ops. Always empty in f32.
     pub fn overflows(&self) -> impl Iterator<Item = &Overflow> {
         self.overflows.values()
+    }
+
+    /// Begins to time ops anew, or stops.
+    pub(crate) fn set_profiling(&mut self, on: bool) {
+        self.profile = on.then(Profile::default);
+    }
+
+    /// The times of ops, while they are taken.
+    pub(crate) fn profile(&self) -> Option<&Profile> {
+        self.profile.as_ref()
+    }
+
+    /// The weights that stay as they are stored.
+    pub(crate) fn weights(&self) -> impl Iterator<Item = WeightUse> {
+        let values = self.plan.values.iter();
+        values.filter_map(|value| match &value.known {
+            Known::Constant(constant) if constant.decoded().is_none() => {
+                Some(constant.weight()?.usage())
+            }
+            _ => None,
+        })
     }
 
     /// Zeroes the states and forgets runs and overflows.
@@ -225,6 +251,7 @@ impl Model {
 
     fn execute(&mut self) -> Result<()> {
         for step in &self.plan.steps {
+            let begun = self.profile.is_some().then(Instant::now);
             let undefined = |value: usize| Error::UndefinedValue {
                 op: step.op.clone(),
                 value: self.plan.values[value].name.clone(),
@@ -267,6 +294,9 @@ impl Model {
                 if let Some(tensor) = self.slots[index].take() {
                     self.pool.recycle(tensor);
                 }
+            }
+            if let (Some(begun), Some(profile)) = (begun, &mut self.profile) {
+                profile.add(step.op_type, begun.elapsed());
             }
         }
         Ok(())
