@@ -4,8 +4,10 @@ CARGO ?= cargo
 VENV := .venv-coremltools
 OUT ?= target/demo
 SWEEP ?= target/sweep
+MODEL ?= e2b
+SYNTH ?= target/synth/$(MODEL)
 
-.PHONY: demo test check fmt clippy doc bench sweep recipe-table fixtures venv build clean
+.PHONY: demo test check fmt clippy doc bench sweep recipe-table synth fixtures venv build clean
 
 build:
 	$(CARGO) build --release
@@ -51,6 +53,10 @@ sweep: build
 recipe-table: venv
 	$(CARGO) test --release --test recipes -- --nocapture every_recipe | grep '^|'
 	RECALL_CONTEXTS=125 $(CARGO) test --release --test recipes -- --nocapture recall_is_lost | grep '^|'
+
+## A checkpoint of real size with made-up weights: MODEL=e2b (9.3 GB), e4b, 12b or 31b.
+synth:
+	$(CARGO) run --release --example synth -- $(MODEL) -o $(SYNTH)
 
 ## Retrains and regenerates fixtures/ (needs torch: see fixtures/README.md).
 fixtures:

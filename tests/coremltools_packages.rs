@@ -11,11 +11,21 @@ use common::source::SeededSource;
 use gemma_coreml::mil::{DType, DeferredConst, FunctionBuilder, OpType, Program};
 use gemma_coreml::package::{
     Binding, ModelDescription, Package, PackageReport, PackageSpec, ReadFunction, ReadOp,
-    ReadValue, Storage, predict_weight_bytes, write_package,
+    ReadValue, Storage, WEIGHT_FILE_LIMIT, forecast_package, write_package,
 };
 use half::f16;
 
 fn write(dir: &Path, program: &Program, source: &mut SeededSource) -> PackageReport {
+    write_within(WEIGHT_FILE_LIMIT, dir, program, source)
+}
+
+/// Writes weight files that stay below `file_limit` bytes, and checks what was predicted of the files.
+fn write_within(
+    file_limit: u64,
+    dir: &Path,
+    program: &Program,
+    source: &mut SeededSource,
+) -> PackageReport {
     let order: Vec<String> = program.weights().iter().map(|c| c.id.clone()).collect();
     let description = ModelDescription {
         short_description: "a test".to_owned(),
@@ -28,8 +38,14 @@ fn write(dir: &Path, program: &Program, source: &mut SeededSource) -> PackageRep
         program,
         description,
         blob_order: &order,
+        file_limit,
     };
-    write_package(dir, &spec, source).expect("the package is written")
+    let predicted = forecast_package(&spec, source, &mut |_| Ok(None)).expect("a forecast");
+    let report = write_package(dir, &spec, source).expect("the package is written");
+    // Weights with the same bytes are shared, which the forecast was not told of.
+    let predicted: u64 = predicted.weights.iter().map(|file| file.bytes).sum();
+    assert!(report.weight_bytes <= predicted);
+    report
 }
 
 /// The four packages of one op set; together they have every op.
@@ -218,16 +234,31 @@ fn look_up(
 
 #[test]
 fn weights_of_every_storage_decompress_as_in_coremltools() {
+    decompressed_alike(WEIGHT_FILE_LIMIT, 1);
+}
+
+#[test]
+fn weights_in_several_files_decompress_as_in_coremltools() {
+    decompressed_alike(LARGEST_STORAGE, 4);
+}
+
+/// Fewer bytes than all weights of the storages have, more than any one.
+const LARGEST_STORAGE: u64 = 4608;
+
+/// Compares the weights of every storage, in at least so many files below `file_limit` bytes, with coremltools'.
+fn decompressed_alike(file_limit: u64, files: usize) {
     let dir = tempfile::tempdir().unwrap();
     let mut source = SeededSource::default();
     let main = function(|o| source = states_and_storages(o));
     let path = dir.path().join("storages.mlpackage");
-    write(&path, &Program::single(main), &mut source);
+    write_within(file_limit, &path, &Program::single(main), &mut source);
     common::coremltools_dump_weights(std::slice::from_ref(&path), dir.path());
     let file = std::fs::read(dir.path().join("storages.safetensors")).unwrap();
     let theirs = safetensors::SafeTensors::deserialize(&file).unwrap();
 
     let package = Package::open(&path).unwrap();
+    let found = package.weight_files().count();
+    assert!(found >= files, "{found} files");
     let mut compared = BTreeSet::new();
     for op in &package.functions()["main"].ops {
         // The values of a sparse op are those of the op that takes them.
@@ -301,7 +332,14 @@ fn two_functions_share_blobs_and_each_weight_is_written_once() {
     assert_eq!(report.blobs, 3, "indices, lut and one gain");
 
     let order: Vec<String> = program.weights().iter().map(|c| c.id.clone()).collect();
-    let predicted = predict_weight_bytes(&program, &order, &source).unwrap();
+    let spec = PackageSpec {
+        program: &program,
+        description: ModelDescription::default(),
+        blob_order: &order,
+        file_limit: WEIGHT_FILE_LIMIT,
+    };
+    let predicted = forecast_package(&spec, &source, &mut |_| Ok(None)).unwrap();
+    let predicted = predicted.weights[0].bytes;
     // What sharing saves: one metadata and 64 fp16 values, both whole multiples of 64.
     assert_eq!(predicted, report.weight_bytes + 64 + 128);
 

@@ -140,6 +140,7 @@ fn open(spec: ChainSpec, keep: &[&str]) -> Result<Decoder, Error> {
     let options = DecodeOptions {
         threads: 1,
         keep: keep.iter().map(|&k| k.to_owned()).collect(),
+        ..DecodeOptions::default()
     };
     Decoder::open(spec, Precision::F32, Box::new(Rows), options)
 }

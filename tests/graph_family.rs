@@ -13,7 +13,7 @@ use gemma_coreml::graph::{ChunkGraph, GraphOptions, Layout, WeightBinding, build
 use gemma_coreml::mil::DeferredConst;
 use gemma_coreml::package::{
     BoxError, ConstSource, ModelDescription, Package, PackageSpec, Part, PartSink, Storage,
-    write_package,
+    WEIGHT_FILE_LIMIT, write_package,
 };
 use gemma_coreml::runtime::{
     ChainSpec, DecodeOptions, Decoder, Precision, RopeTable, RopeTables, TokenRows,
@@ -217,6 +217,7 @@ fn write_chunk(dir: &Path, graph: &ChunkGraph, checkpoint: &Checkpoint) -> PathB
         program: &graph.program,
         description: ModelDescription::default(),
         blob_order: &order,
+        file_limit: WEIGHT_FILE_LIMIT,
     };
     let mut source = Dense {
         checkpoint,
@@ -354,7 +355,11 @@ fn check_decode(case: &Case) {
         ..ChainSpec::default()
     };
     let rows = Box::new(ExactRows(checkpoint.clone(), plan.clone()));
-    let options = DecodeOptions { threads: 1, keep };
+    let options = DecodeOptions {
+        threads: 1,
+        keep,
+        ..DecodeOptions::default()
+    };
     let mut decoder = Decoder::open(chain, Precision::F32, rows, options).unwrap();
     let mut cosines = Vec::new();
     for (position, &id) in ids.iter().enumerate() {

@@ -7,7 +7,7 @@
 //! | `lock` | held (`flock`) by the process at work |
 //! | `journal` | what is finished (written by `convert`) |
 //! | `content/` | becomes `NAME` by a rename at the end |
-//! | `unit/` | a part of the content while it is written |
+//! | `unit0/`, `unit1/` | parts of the content while they are written |
 //! | `old/` | the directory being replaced, for the moment between two renames |
 //!
 //! A process that dies leaves the lock free and the rest in place.

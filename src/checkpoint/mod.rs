@@ -26,6 +26,6 @@ pub use config::{HeadConfig, LayerKind, RopeParameters, RopeType, TextConfig};
 pub use error::{Error, Result};
 pub use hub::{HubOptions, resolve, resolve_with};
 pub use moe::MoeConfig;
-pub use store::{Checkpoint, PassedOver};
+pub use store::{Checkpoint, HASHED, PassedOver};
 pub use tensor::{StoredDType, TensorView};
 pub use tokenizer::{StreamDecoder, Tokenizer};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::safetensors::MmapedSafetensors;
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::progress::Progress;
@@ -12,7 +13,7 @@ use super::config::{self, TextConfig};
 use super::error::{Error, Result};
 use super::fields::{Fields, read_json, shorten};
 use super::header;
-use super::tensor::{StoredDType, TensorView};
+use super::tensor::{StoredDType, TensorView, prefetch};
 
 /// Name of unsharded weights.
 pub(super) const SINGLE: &str = "model.safetensors";
@@ -26,6 +27,9 @@ const TOKEN_FILES: [&str; 5] = [
     "generation_config.json",
     "config.json",
 ];
+
+/// Bytes of a tensor that are hashed at a time for [`Checkpoint::fingerprint`].
+pub const HASHED: usize = 4 << 20;
 
 /// Tensors that are in the files and not part of the text decoder's arithmetic.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -240,26 +244,43 @@ impl Checkpoint {
     }
 
     /// SHA-256, in hex, of config.json and of every text tensor's name, dtype, shape and bytes in name order: the same
-    /// however the tensors are sharded and prefixed. Reads every weight once.
+    /// however the tensors are sharded and prefixed. The bytes of a tensor enter as the SHA-256 of each [`HASHED`] bytes of it,
+    /// so that all threads can work. Reads every weight once.
     pub fn fingerprint(&self, progress: &dyn Progress) -> Result<String> {
-        /// Bytes hashed between two progress reports.
-        const STEP: usize = 4 << 20;
         let path = config::path_in(&self.dir)?;
         let config = std::fs::read(&path).map_err(|source| Error::Io { path, source })?;
         let mut hash = Sha256::new();
         hash.update((config.len() as u64).to_le_bytes());
         hash.update(&config);
         progress.begin("hash", self.text_bytes());
-        for (name, located) in &self.tensors {
-            progress.item(name);
-            let view = self.view(name, located)?;
-            let head = format!("{name}\0{}\0{:?}\0", view.dtype().name(), view.shape);
+        let views = self.tensors.iter();
+        let views: Vec<TensorView<'_>> = views
+            .map(|(name, located)| self.view(name, located))
+            .collect::<Result<_>>()?;
+        let parts = views.iter().flat_map(|v| {
+            let parts = v.bytes().chunks(HASHED).enumerate();
+            parts.map(|(i, part)| (v.name, i, part))
+        });
+        let parts: Vec<(&str, usize, &[u8])> = parts.collect();
+        let digests: Vec<[u8; 32]> = parts
+            .into_par_iter()
+            .map(|(name, i, part)| {
+                if i == 0 {
+                    progress.item(name);
+                }
+                prefetch(part);
+                let digest = Sha256::digest(part).into();
+                progress.advance(part.len() as u64);
+                digest
+            })
+            .collect();
+        let mut digests = digests.iter();
+        for view in &views {
+            let head = format!("{}\0{}\0{:?}\0", view.name, view.dtype().name(), view.shape);
             hash.update((head.len() as u64).to_le_bytes());
             hash.update(head);
-            for part in view.bytes().chunks(STEP) {
-                hash.update(part);
-                progress.advance(part.len() as u64);
-            }
+            let count = view.bytes().len().div_ceil(HASHED);
+            digests.by_ref().take(count).for_each(|d| hash.update(d));
         }
         progress.end();
         Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())

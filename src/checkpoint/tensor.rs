@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::error::{Error, Result};
@@ -100,10 +101,12 @@ impl<'a> TensorView<'a> {
             StoredDType::F16 => convert(bytes, out, |b: [u8; 2]| f16::from_le_bytes(b).to_f32()),
             StoredDType::F32 => convert(bytes, out, f32::from_le_bytes),
         }
-        match out.iter().position(|v| !v.is_finite()) {
-            Some(at) => Err(self.not_finite(range.start + at, out[at])),
-            None => Ok(()),
+        // A fold without an exit vectorizes; the search follows only where it must.
+        if !out.iter().fold(false, |bad, v| bad | !v.is_finite()) {
+            return Ok(());
         }
+        let at = out.iter().position(|v| !v.is_finite()).unwrap_or(0);
+        Err(self.not_finite(range.start + at, out[at]))
     }
 
     /// Reads elements `range` as fp16, rounded to nearest even. `out` has the length of the range. A NaN, an infinity, or a
@@ -111,17 +114,14 @@ impl<'a> TensorView<'a> {
     pub fn read_f16(&self, range: Range<usize>, out: &mut [f16]) -> Result<()> {
         let bytes = self.slice(&range, out.len())?;
         match self.dtype {
-            StoredDType::Bf16 => convert(bytes, out, |b: [u8; 2]| {
-                f16::from_f32(bf16::from_le_bytes(b).to_f32())
-            }),
+            StoredDType::Bf16 => narrow(bytes, out, |b: [u8; 2]| bf16::from_le_bytes(b).to_f32()),
             StoredDType::F16 => convert(bytes, out, f16::from_le_bytes),
-            StoredDType::F32 => convert(bytes, out, |b: [u8; 4]| {
-                f16::from_f32(f32::from_le_bytes(b))
-            }),
+            StoredDType::F32 => narrow(bytes, out, f32::from_le_bytes),
         }
-        let Some(at) = out.iter().position(|v| !v.is_finite()) else {
+        if !out.iter().fold(false, |bad, v| bad | !v.is_finite()) {
             return Ok(());
-        };
+        }
+        let at = out.iter().position(|v| !v.is_finite()).unwrap_or(0);
         let index = range.start + at;
         let mut value = [0.0];
         self.read_f32(index..index + 1, &mut value)?;
@@ -130,6 +130,14 @@ impl<'a> TensorView<'a> {
             index,
             value: value[0],
         })
+    }
+
+    /// Asks the system to read elements `range` into its cache meanwhile; what is beyond the tensor is left out.
+    pub fn prefetch(&self, range: Range<usize>) {
+        let size = self.dtype.size();
+        let end = range.end.saturating_mul(size).min(self.bytes.len());
+        let start = range.start.saturating_mul(size).min(end);
+        prefetch(&self.bytes[start..end]);
     }
 
     fn slice(&self, range: &Range<usize>, buffer: usize) -> Result<&'a [u8]> {
@@ -159,10 +167,38 @@ impl<'a> TensorView<'a> {
     }
 }
 
+/// Asks the system to read these bytes of a mapped file into its cache meanwhile.
+pub(super) fn prefetch(bytes: &[u8]) {
+    #[cfg(unix)]
+    if !bytes.is_empty() {
+        // SAFETY: sysconf only reads a constant of the system.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        let page = usize::try_from(page).unwrap_or(0).max(1);
+        let start = bytes.as_ptr() as usize / page * page;
+        let len = bytes.as_ptr() as usize + bytes.len() - start;
+        // SAFETY: the range covers the pages of a live slice; the advice changes neither them nor what they hold.
+        // It is advice alone, so that a refusal does not matter.
+        unsafe { libc::madvise(start as *mut libc::c_void, len, libc::MADV_WILLNEED) };
+    }
+    #[cfg(not(unix))]
+    let _ = bytes;
+}
+
 /// Converts little-endian elements of `N` bytes.
 fn convert<const N: usize, T>(bytes: &[u8], out: &mut [T], one: impl Fn([u8; N]) -> T) {
     let (elements, _) = bytes.as_chunks::<N>();
     for (slot, element) in out.iter_mut().zip(elements) {
         *slot = one(*element);
+    }
+}
+
+/// Converts little-endian elements of `N` bytes to fp16 by way of f32, which holds all of them exactly.
+fn narrow<const N: usize>(bytes: &[u8], out: &mut [f16], one: impl Fn([u8; N]) -> f32) {
+    const BLOCK: usize = 512;
+    let mut floats = [0f32; BLOCK];
+    for (bytes, out) in bytes.chunks(N * BLOCK).zip(out.chunks_mut(BLOCK)) {
+        let floats = &mut floats[..out.len()];
+        convert(bytes, floats, &one);
+        out.convert_from_f32_slice(floats);
     }
 }

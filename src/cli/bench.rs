@@ -101,7 +101,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     check_room(args, &bundle)?;
     let options = DecodeOptions {
         threads: args.threads.threads,
-        keep: Vec::new(),
+        ..DecodeOptions::default()
     };
     let mut decoder =
         open_decoder(&bundle, args.precision.into(), &RowSource::Bundle, options).or_invalid()?;
@@ -188,8 +188,8 @@ fn decode(args: &Args, bundle: &Arc<Bundle>, decoder: &mut Decoder) -> Result<De
         seconds.push(begun.elapsed().as_secs_f64());
     }
     seconds.sort_by(f64::total_cmp);
-    let cache_bytes = cache_bytes(decoder);
     let (resident, anonymous) = (status("VmRSS:"), status("RssAnon:"));
+    let cache_bytes = cache_bytes(decoder);
     decoder.set_profiling(true);
     for _ in 0..PROFILED {
         token = decoder.step(token).or_invalid()?.token_id;

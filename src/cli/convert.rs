@@ -80,9 +80,13 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         calibration: open_calibration(args.calibration.as_deref())?,
         palettes: None,
         model_id: hub_id(&args.model),
+        weight_file_limit: None,
     };
     let report =
         convert::convert(&checkpoint, &recipe, &args.output, &options, console).map_err(failure)?;
+    for note in &report.notes {
+        console.warn(note);
+    }
     print(&report, &chunks, console)
 }
 
@@ -238,6 +242,7 @@ fn print(report: &Report, chunks: &[ResolvedChunk], console: &Console) -> Result
     for stage in &report.stages {
         console.detail(&format!("{}: {:.1} s", stage.stage, stage.seconds));
     }
+    console.detail(&format!("all: {:.1} s", report.seconds));
     if let Some(bytes) = report.peak_rss {
         console.detail(&format!("peak resident size {}", human_bytes(bytes)));
     }

@@ -167,6 +167,7 @@ impl<'a> Session<'a> {
                     true => Vec::new(),
                     false => vec!["logits".into()],
                 },
+                plain: false,
             },
         )
         .or_invalid()?;

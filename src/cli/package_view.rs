@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
@@ -79,7 +80,7 @@ fn schemes(package: &Package) -> BTreeMap<String, (usize, usize)> {
     let mut seen = BTreeSet::new();
     let mut schemes: BTreeMap<String, (usize, usize)> = BTreeMap::new();
     for weight in package.functions().values().flat_map(weights) {
-        if seen.insert(weight.offset) {
+        if seen.insert(weight.at) {
             let sum = schemes.entry(weight.scheme).or_default();
             *sum = (sum.0 + 1, sum.1 + weight.bytes);
         }
@@ -124,6 +125,10 @@ pub fn summary_json(name: &str, package: &Package) -> Value {
             .collect::<BTreeMap<_, _>>(),
         "model_bytes": package.model_bytes(),
         "weight_bytes": package.weight_bytes(),
+        "weight_files": package
+            .weight_files()
+            .map(|(file, bytes, blobs)| json!({ "file": file, "bytes": bytes, "blobs": blobs }))
+            .collect::<Vec<_>>(),
     })
 }
 
@@ -161,7 +166,8 @@ struct Weight {
     scheme: String,
     storage: String,
     bytes: usize,
-    offset: usize,
+    /// Weight file and offset of the first part that is a blob.
+    at: (Arc<str>, usize),
 }
 
 /// The arguments of a constexpr op.
@@ -217,8 +223,8 @@ fn weights(function: &ReadFunction) -> Vec<Weight> {
             Binding::Value(value) => Some(value),
             Binding::Name(_) => None,
         }));
-        let Some(offset) = values.iter().find_map(|v| match v {
-            ReadValue::Blob { offset, .. } => Some(*offset),
+        let Some(at) = values.iter().find_map(|v| match v {
+            ReadValue::Blob { name, offset, .. } => Some((name.clone(), *offset)),
             ReadValue::Immediate(_) => None,
         }) else {
             continue;
@@ -249,7 +255,7 @@ fn weights(function: &ReadFunction) -> Vec<Weight> {
                 .iter()
                 .map(|v| v.ty().bytes().unwrap_or(0) as usize)
                 .sum(),
-            offset,
+            at,
         });
     }
     all
@@ -269,12 +275,13 @@ pub fn weights_text(package: &Package) -> String {
                     w.name,
                     format!("{:?}", w.shape),
                     w.bytes.to_string(),
-                    w.offset.to_string(),
+                    w.at.0.to_string(),
+                    w.at.1.to_string(),
                     w.storage,
                 ]
             })
             .collect();
-        let header = ["weight", ">shape", ">bytes", ">offset", "storage"];
+        let header = ["weight", ">shape", ">bytes", "file", ">offset", "storage"];
         text.push_str(&table(&header, &rows));
     }
     text
@@ -290,7 +297,7 @@ pub fn weights_json(name: &str, package: &Package) -> Value {
                 .into_iter()
                 .map(|w| {
                     json!({ "name": w.name, "shape": w.shape, "storage": w.storage,
-                            "bytes": w.bytes, "offset": w.offset })
+                            "bytes": w.bytes, "file": &*w.at.0, "offset": w.at.1 })
                 })
                 .collect();
             (name, list)

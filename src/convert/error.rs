@@ -266,11 +266,12 @@ impl Error {
     /// Who can do something about it.
     pub fn fault(&self) -> Fault {
         use crate::bundle::Error as B;
+        use crate::package::Error as P;
         match self {
             Self::Space { .. } | Self::Bundle(B::DiskFull { .. }) => Fault::Space,
             Self::Package { source, .. } if disk_full(source.as_ref()) => Fault::Space,
             Self::Package { source, .. }
-                if matches!(**source, crate::package::Error::Donor { .. }) =>
+                if matches!(**source, P::Donor { .. } | P::WeightTooLarge { .. }) =>
             {
                 Fault::Input
             }

@@ -15,6 +15,7 @@ mod facts;
 mod forms;
 mod input;
 mod journal;
+mod lanes;
 mod levers;
 mod measure;
 mod pipeline;
@@ -60,9 +61,17 @@ pub struct Options {
     pub palettes: Option<std::sync::Arc<crate::quantize::SharedPalettes>>,
     /// Name of the model for `model_config.json` (a hub id, say); `gemma4` when `None`. It is part of the bundle's bytes.
     pub model_id: Option<String>,
+    /// Every weight file has fewer bytes than this; [`crate::package::WEIGHT_FILE_LIMIT`] when `None`. It is part of the
+    /// bundle's bytes. Packages whose weights are kept keep their files.
+    pub weight_file_limit: Option<u64>,
 }
 
 impl Options {
+    fn file_limit(&self) -> u64 {
+        self.weight_file_limit
+            .unwrap_or(crate::package::WEIGHT_FILE_LIMIT)
+    }
+
     /// Whether a bundle at the output may be replaced.
     fn replaces(&self) -> bool {
         self.force || self.context.is_some() || self.only.is_some()

@@ -4,10 +4,9 @@ use super::Options;
 use super::error::{Error, Result};
 use super::facts::Job;
 use super::journal::{Done, Journal};
-use super::report::{Report, Stages, peak_rss, totals};
+use super::report::{Report, Stages, notes, peak_rss, totals};
 use super::task::Task;
 use super::units::Unit;
-use crate::bundle::error::writing;
 use crate::bundle::provenance::FileRecord;
 use crate::bundle::staging::Staging;
 use crate::bundle::{Bundle, files, layout};
@@ -18,6 +17,7 @@ use crate::recipe::Recipe;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Room left for what the byte count leaves out: programs, alignment, JSON, directories.
 const SPACE_MARGIN: u64 = 16 << 20;
@@ -36,6 +36,7 @@ pub fn convert(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Report> {
+    let start = Instant::now();
     let plan = ModelPlan::new(checkpoint.config())?;
     plan.check(checkpoint)?;
     check_token_files(checkpoint)?;
@@ -53,14 +54,15 @@ pub fn convert(
         plan: &plan,
         task: &task,
     };
-    let mut build = Build {
+    let build = Build {
         job,
         staging,
+        pool: &pool,
         progress,
         stages: Stages::default(),
     };
-    match pool.install(|| build.run()) {
-        Ok(built) => build.finish(built),
+    match build.run() {
+        Ok(built) => build.finish(built, start.elapsed()),
         Err(e) => {
             build.give_up();
             Err(e)
@@ -110,17 +112,18 @@ pub(super) struct Built {
 pub(super) struct Build<'a> {
     pub job: Job<'a>,
     pub staging: Staging,
+    /// Where tensors are computed.
+    pub pool: &'a rayon::ThreadPool,
     pub progress: &'a dyn Progress,
     pub stages: Stages,
 }
 
 impl Build<'_> {
     /// Builds everything in the staging directory and checks it.
-    fn run(&mut self) -> Result<Built> {
+    fn run(&self) -> Result<Built> {
         let (checkpoint, progress) = (self.job.checkpoint, self.progress);
-        let fingerprint = self
-            .stages
-            .time("hash", || checkpoint.fingerprint(progress))?;
+        let hash = || self.pool.install(|| checkpoint.fingerprint(progress));
+        let fingerprint = self.stages.time("hash", hash)?;
         if let Some(base) = &self.job.task.base {
             base.check_checkpoint(&fingerprint)?;
         }
@@ -138,24 +141,17 @@ impl Build<'_> {
     }
 
     /// Builds these units, the facts, and checks the whole.
-    pub fn make(&mut self, fingerprint: &str, units: &[(String, Unit<'_>)]) -> Result<Built> {
+    pub fn make(&self, fingerprint: &str, units: &[(String, Unit<'_>)]) -> Result<Built> {
         let key = self.key(fingerprint)?;
         let content = self.staging.content()?;
-        let mut journal = self.open_journal(&key, &content)?;
+        let journal = self.open_journal(&key, &content)?;
         let resumed: Vec<String> = journal.done().iter().map(|d| d.unit.clone()).collect();
         self.check_space(units, &resumed)?;
         let total = units.iter().map(|(n, u)| self.elements(n, u)).sum();
         self.progress.begin("convert", total);
-        let built: Result<()> = units.iter().try_for_each(|(name, unit)| {
-            if resumed.contains(name) {
-                self.progress.advance(self.elements(name, unit));
-                return Ok(());
-            }
-            let done = self.build(name, unit, &content)?;
-            Ok(journal.append(done)?)
-        });
+        let built = self.build_all(units, &resumed, &content, journal);
         self.progress.end();
-        built?;
+        let journal = built?;
         // In the order of the units, whatever the order they were finished in.
         let done: Vec<Done> = units
             .iter()
@@ -191,6 +187,7 @@ impl Build<'_> {
         }
         add(&task.context.to_string());
         add(&task.model_id);
+        add(&task.file_limit.to_string());
         for path in job.checkpoint.token_files() {
             add(&files::record(&path)?.sha256);
         }
@@ -225,37 +222,6 @@ impl Build<'_> {
         }
     }
 
-    /// Builds a unit aside, brings it to the disk, and moves it into `content`.
-    fn build(&mut self, name: &str, unit: &Unit<'_>, content: &Path) -> Result<Done> {
-        let aside = content.with_file_name("unit");
-        files::remove(&aside)?;
-        std::fs::create_dir(&aside).map_err(writing(&aside))?;
-        let mut stages = std::mem::take(&mut self.stages);
-        let tensors = stages.time(name, || self.write(name, unit, content, &aside));
-        self.stages = stages;
-        let tensors = tensors?;
-        files::sync_tree(&aside)?;
-        let mut records = BTreeMap::new();
-        for file in files::list(&aside)? {
-            let record = files::record(&aside.join(&file))?;
-            records.insert(file, record);
-        }
-        self.check_kept(name, unit, &records)?;
-        for entry in std::fs::read_dir(&aside).map_err(writing(&aside))? {
-            let entry = entry.map_err(writing(&aside))?;
-            let target = content.join(entry.file_name());
-            files::remove(&target)?;
-            std::fs::rename(entry.path(), &target).map_err(writing(&target))?;
-        }
-        files::sync_dir(content)?;
-        files::remove(&aside)?;
-        Ok(Done {
-            unit: name.to_string(),
-            files: records,
-            tensors,
-        })
-    }
-
     /// Writes `model_config.json` and `provenance.json`; returns every file of the bundle.
     fn write_facts(
         &self,
@@ -279,7 +245,7 @@ impl Build<'_> {
         Ok(files_written)
     }
 
-    fn finish(self, built: Built) -> Result<Report> {
+    fn finish(self, built: Built, time: Duration) -> Result<Report> {
         let Built {
             files,
             done,
@@ -293,13 +259,15 @@ impl Build<'_> {
             output,
             context: self.job.task.context,
             bytes: files.values().map(|f| f.bytes).sum(),
+            notes: notes(&files),
             files,
             schemes: totals(&all),
             tensors: done
                 .iter()
                 .flat_map(|d| d.tensors.iter().cloned())
                 .collect(),
-            stages: self.stages.0,
+            stages: self.stages.into_inner(),
+            seconds: time.as_secs_f64(),
             resumed,
             kept,
             peak_rss: peak_rss(),

@@ -4,11 +4,10 @@ use super::error::{Error, Result};
 use crate::gemma::ModelPlan;
 use crate::graph::{ChunkSpec, WeightBinding, chunk_weights, packages};
 use crate::mil::DType;
-use crate::package::{HEADER_BYTES, Storage, end_of_blob};
+use crate::package::{Shards, Storage, WEIGHT_FILE_LIMIT};
 use crate::quantize::sparse::kept;
 use crate::quantize::{Grouping, PaletteForm, Scheme};
 use crate::recipe::{Candidate, Recipe};
-use std::collections::BTreeSet;
 
 /// One weight of one package with the scheme it is stored in.
 #[derive(Debug, Clone)]
@@ -64,25 +63,21 @@ pub fn own_weights(chunks: &[ResolvedChunk]) -> impl Iterator<Item = &ResolvedCh
         .map(|(_, c)| c)
 }
 
-/// Bytes of all weight files of a bundle: those of [`own_weights`], each tensor once in a file. Where different tensors have
-/// the same bytes, the files share them and are smaller.
+/// Bytes of all weight files of a bundle: those of [`own_weights`], within [`WEIGHT_FILE_LIMIT`]. Where tensors have the same
+/// bytes, the files share them and are smaller.
 ///
 /// # Errors
-/// As [`Resolved::blobs`].
+/// [`Error::Package`] for a storage that does not fit its constant, or a weight that no file has room for.
 pub fn weight_bytes(chunks: &[ResolvedChunk]) -> Result<u64> {
     let mut total = 0u64;
     for chunk in own_weights(chunks) {
-        let (mut end, mut seen) = (HEADER_BYTES, BTreeSet::new());
+        let mut files = Shards::new(WEIGHT_FILE_LIMIT);
         for weight in &chunk.weights {
-            if !seen.insert((&weight.binding.tensor, weight.scheme)) {
-                continue;
-            }
-            for bytes in weight.blobs()? {
-                // A file beyond 2^64 bytes is refused when it is written.
-                end = end_of_blob(end, bytes).unwrap_or(u64::MAX);
-            }
+            let (konst, failed) = (&weight.binding.konst, |e| package_error(&weight.package, e));
+            let parts = weight.storage.parts(konst).map_err(failed)?;
+            files.add(konst, &parts, None).map_err(failed)?;
         }
-        total = total.saturating_add(end);
+        total = total.saturating_add(files.bytes());
     }
     Ok(total)
 }

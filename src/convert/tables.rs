@@ -8,9 +8,10 @@ use crate::bundle::provenance::TensorRecord;
 use crate::bundle::{RowFormat, layout, npy};
 use crate::checkpoint::{Checkpoint, TensorView};
 use crate::gemma::rope::{RopeSpec, rows_of};
+use crate::package::SteadyFile;
 use crate::progress::Progress;
 use crate::quantize::pack::pack_int4;
-use crate::quantize::table::{quantize_row_int4, quantize_row_int8};
+use crate::quantize::table::{add_row_errors, quantize_row_int4, quantize_row_int8};
 use crate::quantize::{ErrorStats, TableScheme, narrow};
 use half::f16;
 use rayon::prelude::*;
@@ -71,7 +72,7 @@ pub(super) fn write_table(
     progress.item(spec.tensor);
     let name = layout::table_data(spec.stem, spec.format());
     let path = dir.join(&name);
-    let mut data = File::create(&path).map_err(writing(&path))?;
+    let mut data = SteadyFile::new(File::create(&path).map_err(writing(&path))?);
     let width = spec.format().row_bytes(spec.dim);
     let rows_per_tile = (TILE / spec.dim.max(1)).max(1);
     let mut total = ErrorStats::default();
@@ -79,6 +80,8 @@ pub(super) fn write_table(
     let mut bytes = vec![0; rows_per_tile.min(spec.rows) * width];
     for first in (0..spec.rows).step_by(rows_per_tile) {
         let count = rows_per_tile.min(spec.rows - first);
+        let next = (first + count) * spec.dim;
+        view.prefetch(next..next + count * spec.dim);
         let tile = &mut bytes[..count * width];
         let rows: Vec<Result<(f16, ErrorStats)>> = tile
             .par_chunks_mut(width)
@@ -96,6 +99,7 @@ pub(super) fn write_table(
         data.write_all(tile).map_err(writing(&path))?;
         progress.advance((count * spec.dim) as u64);
     }
+    data.finish().map_err(writing(&path))?;
     if let Some(file) = layout::table_scales(spec.stem, spec.format()) {
         little_endian(&scales, &mut bytes);
         let path = dir.join(file);
@@ -126,7 +130,7 @@ fn write_row(
         TableScheme::RowsInt8 => {
             let integers: &mut [i8] = bytemuck::cast_slice_mut(out);
             let scale = quantize_row_int8(exact, integers).map_err(failed)?;
-            add_row(exact, integers, scale.to_f64() / 127.0, &mut stats);
+            add_row_errors(exact, integers, scale.to_f64() / 127.0, &mut stats);
             scale
         }
         TableScheme::RowsInt4 => {
@@ -135,7 +139,7 @@ fn write_row(
             let mut packed = Vec::with_capacity(out.len());
             pack_int4(&integers, &mut packed).map_err(failed)?;
             out.copy_from_slice(&packed);
-            add_row(exact, &integers, scale.to_f64() / 7.0, &mut stats);
+            add_row_errors(exact, &integers, scale.to_f64() / 7.0, &mut stats);
             scale
         }
         TableScheme::RowsFp16 => {
@@ -150,12 +154,6 @@ fn write_row(
     };
     check_range(spec, row, exact, scale)?;
     Ok((scale, stats))
-}
-
-fn add_row(exact: &[f32], integers: &[i8], step: f64, stats: &mut ErrorStats) {
-    for (w, q) in exact.iter().zip(integers) {
-        stats.add(f64::from(*w), f64::from(*q) * step, 1);
-    }
 }
 
 /// The row as readers scale it must stay within fp16.

@@ -36,6 +36,8 @@ pub(super) struct Task {
     pub palettes: Option<Arc<SharedPalettes>>,
     pub context: usize,
     pub model_id: String,
+    /// Every weight file that is written has fewer bytes.
+    pub file_limit: u64,
     pub chunks: Vec<ResolvedChunk>,
     /// The bundle that is rewritten.
     pub base: Option<Base>,
@@ -77,6 +79,7 @@ impl Task {
             palettes: options.palettes.clone(),
             context: context(plan, recipe, options)?,
             model_id: options.model_id.as_deref().unwrap_or(MODEL_ID).to_string(),
+            file_limit: options.file_limit(),
             chunks: resolve(plan, recipe)?,
             base: None,
             only: None,
@@ -134,6 +137,7 @@ impl Task {
             palettes: options.palettes.clone(),
             context: base.config.context_length,
             model_id: base.config.model_name.clone(),
+            file_limit: options.file_limit(),
             chunks,
             base: Some(base),
             only: Some(only.to_string()),

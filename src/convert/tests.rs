@@ -42,13 +42,15 @@ fn build(out: &Path) -> (Vec<String>, PathBuf) {
     let staging = Staging::lock(out, false).unwrap();
     let task = Task::new(&plan, &recipe, staging.output(), &options).unwrap();
     let twins: Vec<ResolvedChunk> = task.chunks.iter().map(twin).collect();
-    let mut build = Build {
+    let pool = super::thread_pool(None).unwrap();
+    let build = Build {
         job: Job {
             checkpoint: &checkpoint,
             plan: &plan,
             task: &task,
         },
         staging,
+        pool: &pool,
         progress: &NoProgress,
         stages: Stages::default(),
     };

@@ -104,9 +104,14 @@ pub(super) struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Ranges of at most a tile, each whole multiples of `unit` values.
-    pub fn tiles(&self, unit: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
-        within(&(0..self.input.view.len()), unit)
+    /// Ranges of at most a tile, each whole multiples of `unit` values. The next tile is read from the disk meanwhile.
+    pub fn tiles<'v>(&self, unit: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<'v>
+    where
+        Self: 'v,
+    {
+        let view = self.input.view.clone();
+        within(&(0..view.len()), unit)
+            .inspect(move |tile| view.prefetch(tile.end..tile.end + tile.len()))
     }
 
     fn fp16(&mut self) -> std::result::Result<ErrorStats, Stopped> {

@@ -281,6 +281,7 @@ impl<'a> Build<'a> {
             program: &graph.program,
             description: self.description(chunk),
             blob_order: &order,
+            file_limit: self.job.task.file_limit,
         };
         let written = write_package(&dir.join(&package), &spec, &mut source);
         match (written, source.failed.take()) {
@@ -298,6 +299,7 @@ impl<'a> Build<'a> {
             program: &graph.program,
             description: self.description(chunk),
             blob_order: &order,
+            file_limit: self.job.task.file_limit,
         };
         let donor = Package::open(donor).map_err(|source| crate::bundle::Error::Package {
             chunk: donor

@@ -209,7 +209,11 @@ impl BundleSubject {
             chain(bundle)?,
             precision,
             Box::new(rows.clone()),
-            DecodeOptions { threads, keep },
+            DecodeOptions {
+                threads,
+                keep,
+                ..DecodeOptions::default()
+            },
         )?;
         Ok(BundleSubject {
             decoder,

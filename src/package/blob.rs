@@ -1,4 +1,4 @@
-//! Layout of weight.bin, and the file being written. The module doc of [`super`] has the layout.
+//! Layout of a weight file, and the file being written. The module doc of [`super`] has the layout.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::WEIGHT_FILE;
 use super::error::{Error, Result};
+use super::steady::SteadyFile;
 
 /// Bytes of the file header, of a blob's metadata, and the alignment of everything.
 pub const HEADER_BYTES: u64 = 64;
@@ -18,7 +20,7 @@ const SENTINEL: u32 = 0xDEAD_BEEF;
 const VERSION: u32 = 2;
 
 /// Bytes kept before they go to the file.
-const BUFFER_BYTES: usize = 1 << 20;
+pub(super) const BUFFER_BYTES: usize = 1 << 20;
 
 /// The next multiple of 64; none if it overflows.
 pub fn align(offset: u64) -> Option<u64> {
@@ -28,6 +30,38 @@ pub fn align(offset: u64) -> Option<u64> {
 /// Length of a weight file of `end` bytes with one more blob of so many bytes; none if it overflows.
 pub fn end_of_blob(end: u64, bytes: u64) -> Option<u64> {
     align(end)?.checked_add(HEADER_BYTES)?.checked_add(bytes)
+}
+
+/// Name of weight file number `index`: `weight.bin`, `weight_1.bin`, `weight_2.bin`, ...
+pub fn weight_file_name(index: usize) -> String {
+    match index {
+        0 => WEIGHT_FILE.to_owned(),
+        _ => format!("weight_{index}.bin"),
+    }
+}
+
+/// Whether a weight whose blobs have so many bytes begins a new file: the last one has `end` bytes, and with this weight
+/// would not be smaller than `limit`.
+///
+/// # Errors
+/// [`Error::WeightTooLarge`] when a file of the weight alone is not smaller than `limit`.
+pub(super) fn begins_file(weight: &str, end: u64, blobs: &[u64], limit: u64) -> Result<bool> {
+    let with = |end: u64| {
+        let mut blobs = blobs.iter();
+        blobs.try_fold(end, |end, bytes| end_of_blob(end, *bytes))
+    };
+    let fits = |end: Option<u64>| blobs.is_empty() || end.is_some_and(|end| end < limit);
+    if fits(with(end)) {
+        return Ok(false);
+    }
+    match fits(with(HEADER_BYTES)) {
+        true => Ok(true),
+        false => Err(Error::WeightTooLarge {
+            weight: weight.to_owned(),
+            bytes: blobs.iter().fold(0, |sum: u64, n| sum.saturating_add(*n)),
+            limit,
+        }),
+    }
 }
 
 /// The first 64 bytes of a file with `count` blobs.
@@ -118,9 +152,9 @@ pub(super) struct BlobKey {
     pub sha256: [u8; 32],
 }
 
-/// weight.bin while it is written. Errors carry its path.
+/// A weight file while it is written. Errors carry its path.
 pub(super) struct BlobFile {
-    file: File,
+    file: SteadyFile,
     path: PathBuf,
     /// Bytes not in the file yet; they begin at `flushed`.
     buffer: Vec<u8>,
@@ -147,7 +181,7 @@ impl BlobFile {
             .open(path)
             .map_err(Error::io("cannot create", path))?;
         Ok(BlobFile {
-            file,
+            file: SteadyFile::new(file),
             path: path.to_owned(),
             buffer: file_header(0).to_vec(),
             flushed: 0,
@@ -220,33 +254,25 @@ impl BlobFile {
         Some((open.header.data_offset - HEADER_BYTES, key))
     }
 
-    /// Whether the blob that just ended holds the same bytes as the one at metadata offset
-    /// `other`, read back from the file.
-    pub fn last_equals(&mut self, other: u64) -> Result<bool> {
-        let Some(header) = self.open.as_ref().map(|open| open.header) else {
-            return Ok(false);
-        };
-        self.compare(header.data_offset, other + HEADER_BYTES, header.bytes)
-            .map_err(Error::io("cannot read back", &self.path))
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
-    fn compare(&mut self, a: u64, b: u64, bytes: u64) -> io::Result<bool> {
-        self.flush()?;
-        let mut left = vec![0; BUFFER_BYTES / 2];
-        let mut right = left.clone();
-        let mut done = 0;
-        let mut equal = true;
-        while equal && done < bytes {
-            let n = (bytes - done).min(left.len() as u64) as usize;
-            self.file.seek(SeekFrom::Start(a + done))?;
-            self.file.read_exact(&mut left[..n])?;
-            self.file.seek(SeekFrom::Start(b + done))?;
-            self.file.read_exact(&mut right[..n])?;
-            equal = left[..n] == right[..n];
-            done += n as u64;
-        }
-        self.file.seek(SeekFrom::Start(self.flushed))?;
-        Ok(equal)
+    /// Offset and number of the data bytes of the blob that just ended.
+    pub fn last(&self) -> Option<(u64, u64)> {
+        let header = self.open.as_ref()?.header;
+        Some((header.data_offset, header.bytes))
+    }
+
+    /// Reads bytes of the file back.
+    pub fn read_back(&mut self, offset: u64, out: &mut [u8]) -> Result<()> {
+        self.flush()
+            .and_then(|()| self.file.seek(SeekFrom::Start(offset)))
+            .and_then(|_| self.file.read_exact(out))
+            .and_then(|()| self.file.seek(SeekFrom::Start(self.flushed)))
+            .map(drop)
+            .map_err(Error::io("cannot read back", &self.path))
     }
 
     /// Takes the blob that just ended out of the file again.
@@ -268,13 +294,20 @@ impl BlobFile {
             .map_err(Error::io("cannot truncate", &self.path))
     }
 
+    /// Removes the file.
+    pub fn remove(self) -> Result<()> {
+        let path = self.path;
+        drop(self.file);
+        std::fs::remove_file(&path).map_err(Error::io("cannot remove", &path))
+    }
+
     /// Writes the count into the header and brings everything to the disk.
     pub fn finish(mut self) -> Result<()> {
         let header = file_header(self.count);
         self.flush()
             .and_then(|()| self.file.seek(SeekFrom::Start(0)))
             .and_then(|_| self.file.write_all(&header))
-            .and_then(|()| self.file.sync_all())
+            .and_then(|()| self.file.finish())
             .map_err(Error::io("cannot write", &self.path))
     }
 

@@ -28,6 +28,16 @@ pub enum Error {
         weight: String,
         message: &'static str,
     },
+    /// A weight that no weight file has room for.
+    #[error(
+        "weight `{weight}`: {bytes} bytes, a weight file must stay below {limit}\n\
+         hint: a scheme of fewer bits makes it smaller"
+    )]
+    WeightTooLarge {
+        weight: String,
+        bytes: u64,
+        limit: u64,
+    },
     /// The source of the weights failed.
     #[error("weight `{weight}`: {source}")]
     Source { weight: String, source: BoxError },
@@ -93,7 +103,7 @@ pub enum Error {
         op: String,
         op_type: String,
     },
-    /// weight.bin, or a reference to it, is at fault.
+    /// A weight file, or a reference to it, is at fault.
     #[error("{path} at byte {offset}: {message}", path = path.display())]
     Blob {
         path: PathBuf,

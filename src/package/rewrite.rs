@@ -48,7 +48,10 @@ pub fn rewrite_package(
     let weights = dir.join(WEIGHTS_DIR);
     fs::create_dir_all(&weights).map_err(Error::io("cannot create", &weights))?;
     let (mut files, mut bytes, mut blobs) = (Vec::new(), 0, 0);
-    for (name, length, count) in donor.weight_files() {
+    let mut there: Vec<_> = donor.weight_files().collect();
+    // weight_2.bin comes before weight_10.bin.
+    there.sort_by_key(|(name, ..)| name.len());
+    for (name, length, count) in there {
         take(&donor.weights_dir().join(name), &weights.join(name), length)?;
         files.push(name.to_owned());
         bytes += length;

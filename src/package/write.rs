@@ -1,4 +1,4 @@
-//! Writes a package: weights streamed into weight.bin, then the model, then the manifest.
+//! Writes a package: weights streamed into weight files, then the model, then the manifest.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-use super::blob::{BlobFile, BlobKey, HEADER_BYTES, end_of_blob};
+use super::blob::{BUFFER_BYTES, BlobFile, BlobKey, HEADER_BYTES, begins_file, weight_file_name};
 use super::error::{BoxError, Error, Result};
 use super::manifest::Manifest;
 use super::storage::{Part, PartSpec, Storage};
-use super::{MODEL_PATH, WEIGHT_FILE, WEIGHTS_DIR, spec};
+use super::{MODEL_PATH, WEIGHTS_DIR, spec};
 use crate::mil::{DeferredConst, Program, ident};
 
 /// Gives the bytes of the weights.
@@ -68,18 +68,21 @@ pub struct PackageSpec<'a> {
     pub program: &'a Program,
     /// Its metadata.
     pub description: ModelDescription,
-    /// Ids of all weights of the program in the order of the file.
+    /// Ids of all weights of the program in the order of the files.
     pub blob_order: &'a [String],
+    /// Every weight file has fewer bytes than this, [`super::WEIGHT_FILE_LIMIT`] for the Neural Engine. A package that is
+    /// rewritten keeps its files as they are.
+    pub file_limit: u64,
 }
 
 /// What was written.
 #[derive(Debug, Clone)]
 pub struct PackageReport {
-    /// Bytes of weight.bin.
+    /// Bytes of all weight files.
     pub weight_bytes: u64,
     /// Bytes of model.mlmodel.
     pub model_bytes: u64,
-    /// Number of blobs in weight.bin.
+    /// Number of blobs in all weight files.
     pub blobs: u32,
     /// The files, relative to the package.
     pub files: Vec<PathBuf>,
@@ -132,7 +135,9 @@ pub fn write_package(
     fs::create_dir_all(&weights).map_err(Error::io("cannot create", &weights))?;
 
     let mut writer = WeightWriter {
-        file: BlobFile::create(&weights.join(WEIGHT_FILE))?,
+        files: vec![BlobFile::create(&weights.join(weight_file_name(0)))?],
+        dir: weights,
+        limit: package.file_limit,
         known: HashMap::new(),
         content: Sha256::new(),
         consts: BTreeMap::new(),
@@ -140,16 +145,7 @@ pub fn write_package(
     for c in order {
         writer.write(c, source)?;
     }
-    let (weight_bytes, blobs) = (writer.file.bytes(), writer.file.count());
-    writer.file.finish()?;
-    let stored = StoredWeights {
-        files: vec![WEIGHT_FILE.to_owned()],
-        bytes: weight_bytes,
-        blobs,
-        content: writer.content,
-        consts: writer.consts,
-    };
-    write_model(dir, package, stored)
+    write_model(dir, package, writer.finish()?)
 }
 
 /// Weights that are in place.
@@ -212,29 +208,6 @@ pub(super) fn write_model(
     })
 }
 
-/// Bytes of weight.bin as [`write_package`] would make it, if no two weights had the same content.
-///
-/// # Errors
-/// Faults of the blob order and of the storages.
-pub fn predict_weight_bytes(
-    program: &Program,
-    blob_order: &[String],
-    source: &dyn ConstSource,
-) -> Result<u64> {
-    let mut end = HEADER_BYTES;
-    for c in ordered(program, blob_order)? {
-        for part in storage_of(source, c)?.parts(c)? {
-            if !part.is_immediate() {
-                end = end_of_blob(end, part.bytes).ok_or_else(|| Error::Storage {
-                    weight: c.id.clone(),
-                    message: "the file becomes too large".to_owned(),
-                })?;
-            }
-        }
-    }
-    Ok(end)
-}
-
 /// The weights of the program in the order asked for, each once.
 fn ordered<'a>(program: &'a Program, blob_order: &[String]) -> Result<Vec<&'a DeferredConst>> {
     let mut used: BTreeMap<&str, &DeferredConst> = BTreeMap::new();
@@ -270,7 +243,7 @@ fn ordered<'a>(program: &'a Program, blob_order: &[String]) -> Result<Vec<&'a De
     }
 }
 
-fn storage_of(source: &dyn ConstSource, c: &DeferredConst) -> Result<Storage> {
+pub(super) fn storage_of(source: &dyn ConstSource, c: &DeferredConst) -> Result<Storage> {
     source.storage(c).map_err(|source| Error::Source {
         weight: c.id.clone(),
         source,
@@ -283,20 +256,84 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
         .map_err(Error::io("cannot write", path))
 }
 
-/// weight.bin and what is in it so far.
+/// The weight files and what is in them so far.
 struct WeightWriter {
-    file: BlobFile,
-    /// Blobs with their offset and the weight they came with.
-    known: HashMap<BlobKey, (u64, String)>,
+    dir: PathBuf,
+    /// At least one; blobs go to the last.
+    files: Vec<BlobFile>,
+    limit: u64,
+    /// Blobs with their file, their offset and the weight they came with.
+    known: HashMap<BlobKey, (usize, u64, String)>,
     /// Hash of the hashes of all parts.
     content: Sha256,
     consts: BTreeMap<String, ConstPlace>,
 }
 
 impl WeightWriter {
+    /// The file that blobs go to.
+    fn file(&mut self) -> &mut BlobFile {
+        let last = self.files.len() - 1;
+        &mut self.files[last]
+    }
+
     fn write(&mut self, c: &DeferredConst, source: &mut dyn ConstSource) -> Result<()> {
         let storage = storage_of(source, c)?;
         let parts = storage.parts(c)?;
+        let blobs: Vec<u64> = blob_bytes(&parts).collect();
+        let begins = begins_file(&c.id, self.file().bytes(), &blobs, self.limit)?;
+        if begins {
+            let name = weight_file_name(self.files.len());
+            self.files.push(BlobFile::create(&self.dir.join(name))?);
+        }
+        self.stream(c, storage, parts, source)?;
+        // Nothing of the weight was new.
+        if begins && self.file().count() == 0 {
+            self.files.pop().map_or(Ok(()), BlobFile::remove)?;
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<StoredWeights> {
+        let stored = StoredWeights {
+            files: (0..self.files.len()).map(weight_file_name).collect(),
+            bytes: self.files.iter().map(BlobFile::bytes).sum(),
+            blobs: self.files.iter().map(BlobFile::count).sum(),
+            content: self.content,
+            consts: self.consts,
+        };
+        self.files.into_iter().try_for_each(BlobFile::finish)?;
+        Ok(stored)
+    }
+
+    /// Whether the blob that ended last has the same bytes as another, both read back.
+    fn last_equals(&mut self, file: usize, offset: u64) -> Result<bool> {
+        let last = self.files.len() - 1;
+        let Some((ours, bytes)) = self.files[last].last() else {
+            return Ok(false);
+        };
+        let theirs = offset + HEADER_BYTES;
+        let mut left = vec![0; BUFFER_BYTES / 2];
+        let mut right = left.clone();
+        let mut done = 0;
+        while done < bytes {
+            let n = (bytes - done).min(left.len() as u64) as usize;
+            self.files[last].read_back(ours + done, &mut left[..n])?;
+            self.files[file].read_back(theirs + done, &mut right[..n])?;
+            if left[..n] != right[..n] {
+                return Ok(false);
+            }
+            done += n as u64;
+        }
+        Ok(true)
+    }
+
+    fn stream(
+        &mut self,
+        c: &DeferredConst,
+        storage: Storage,
+        parts: Vec<PartSpec>,
+        source: &mut dyn ConstSource,
+    ) -> Result<()> {
         let mut sink = Sink {
             weight: &c.id,
             writer: self,
@@ -404,9 +441,9 @@ impl Sink<'_> {
         match &mut current.immediate {
             Some(data) => data.extend_from_slice(bytes),
             None => {
-                let path = Path::new(WEIGHTS_DIR).join(WEIGHT_FILE);
-                let written = self.writer.file.append(bytes);
-                written.map_err(Error::io("cannot write", &path))?;
+                let file = self.writer.file();
+                let written = file.append(bytes);
+                written.map_err(Error::io("cannot write", file.path()))?;
             }
         }
         Ok(())
@@ -418,7 +455,7 @@ impl Sink<'_> {
             // `PartSpec` is only made for types that have a number.
             let number = spec.dtype.blob_number().unwrap_or_default();
             self.writer
-                .file
+                .file()
                 .begin(number, spec.bytes, padding_bits(spec))?;
         }
         self.current = Some(Current {
@@ -463,27 +500,37 @@ impl Sink<'_> {
     /// Ends a blob, or gives it up for an equal one that is there already.
     fn finish_blob(&mut self) -> Result<BlobPlace> {
         let writer = &mut *self.writer;
+        let mut at = writer.files.len() - 1;
         let mut place = BlobPlace {
-            file: WEIGHT_FILE.to_owned(),
+            file: String::new(),
             offset: 0,
             shared_with: None,
         };
-        let Some((offset, key)) = writer.file.end() else {
+        let Some((offset, key)) = writer.file().end() else {
             return Ok(place);
         };
         writer.content.update(key.sha256);
         place.offset = offset;
-        if let Some((known, weight)) = writer.known.get(&key)
-            && writer.file.last_equals(*known)?
+        if let Some((file, known, weight)) = writer.known.get(&key).cloned()
+            && writer.last_equals(file, known)?
         {
-            place.offset = *known;
-            place.shared_with = Some(weight.clone());
-            writer.file.drop_last()?;
+            at = file;
+            place.offset = known;
+            place.shared_with = Some(weight);
+            writer.file().drop_last()?;
         } else {
-            writer.known.insert(key, (offset, self.weight.to_owned()));
+            let weight = self.weight.to_owned();
+            writer.known.insert(key, (at, offset, weight));
         }
+        place.file = weight_file_name(at);
         Ok(place)
     }
+}
+
+/// Bytes of the parts that are blobs.
+pub(super) fn blob_bytes(parts: &[PartSpec]) -> impl Iterator<Item = u64> {
+    let blobs = parts.iter().filter(|part| !part.is_immediate());
+    blobs.map(|part| part.bytes)
 }
 
 /// Unused bits in the last byte of a part.

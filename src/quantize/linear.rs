@@ -5,10 +5,12 @@
 //! `max - min` overflows fp16 (|w| above 32752), which is computed here without the overflow.
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 use super::error::{Error, Result};
 use super::fp16::first_not_finite;
 use super::stats::ErrorStats;
+use super::wide::{round_half_even, wide};
 
 /// Largest magnitude of symmetric int8.
 pub const INT8_LEVELS: i8 = 127;
@@ -26,12 +28,33 @@ pub fn quantize_int4_block(block: &[f16], out: &mut [i8]) -> Result<f16> {
     quantize(block, INT4_LEVELS, out)
 }
 
+/// Values that are rounded to fp16 at a time.
+const BLOCK: usize = 64;
+
 /// Adds the errors of a row or block that was quantized with `scale` to `stats`.
 pub fn add_errors(weights: &[f16], quantized: &[i8], scale: f16, stats: &mut ErrorStats) {
-    for (w, &q) in weights.iter().zip(quantized) {
-        let stored = f16::from_f32(f32::from(q) * scale.to_f32());
-        stats.add(w.to_f64(), stored.to_f64(), 1);
+    let scale = scale.to_f32();
+    for (weights, quantized) in weights.chunks(BLOCK).zip(quantized.chunks(BLOCK)) {
+        let (mut exact, mut stored) = ([0f32; BLOCK], [0f32; BLOCK]);
+        let (exact, stored) = (&mut exact[..weights.len()], &mut stored[..weights.len()]);
+        weights.convert_to_f32_slice(exact);
+        for (s, &q) in stored.iter_mut().zip(quantized) {
+            *s = f32::from(q) * scale;
+        }
+        round_to_f16(stored);
+        wide(
+            #[inline(always)]
+            || stats.add_row((exact, f64::from), (stored, f64::from)),
+        );
     }
+}
+
+/// Rounds up to [`BLOCK`] values to fp16.
+fn round_to_f16(values: &mut [f32]) {
+    let mut rounded = [f16::ZERO; BLOCK];
+    let rounded = &mut rounded[..values.len()];
+    rounded.convert_from_f32_slice(values);
+    rounded.convert_to_f32_slice(values);
 }
 
 fn quantize(weights: &[f16], levels: i8, out: &mut [i8]) -> Result<f16> {
@@ -46,14 +69,24 @@ fn quantize(weights: &[f16], levels: i8, out: &mut [i8]) -> Result<f16> {
         let value = weights[index].to_f32();
         return Err(Error::NotFinite { index, value });
     }
-    let max = weights.iter().fold(0f32, |m, w| m.max(w.to_f32().abs()));
+    // Bits of magnitudes order as the magnitudes do.
+    let max = weights.iter().map(|w| w.to_bits() & 0x7fff).max();
+    let max = f16::from_bits(max.unwrap_or(0)).to_f32();
     let levels = f32::from(levels);
     let scale = f16::from_f32(max / levels);
     let divisor = scale.to_f32();
-    for (w, q) in weights.iter().zip(out) {
-        let quotient = f16::from_f32(w.to_f32() / divisor).to_f32();
-        // 0/0 is NaN, which the cast turns into 0; x/0 (a scale that underflowed) clips.
-        *q = quotient.round_ties_even().clamp(-levels, levels) as i8;
+    for (weights, out) in weights.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
+        let mut quotients = [0f32; BLOCK];
+        let quotients = &mut quotients[..weights.len()];
+        weights.convert_to_f32_slice(quotients);
+        for w in quotients.iter_mut() {
+            // 0/0 is 0; x/0 (a scale that underflowed) clips.
+            *w = if *w == 0.0 { 0.0 } else { *w / divisor };
+        }
+        round_to_f16(quotients);
+        for (quotient, q) in quotients.iter().zip(out) {
+            *q = round_half_even(quotient.clamp(-levels, levels)) as i8;
+        }
     }
     Ok(scale)
 }

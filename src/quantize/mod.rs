@@ -28,6 +28,7 @@ pub mod stats;
 mod sums;
 pub mod table;
 pub mod vector;
+mod wide;
 
 pub use compensate::{Compensation, palettize_compensated};
 pub use error::{Error, Result};

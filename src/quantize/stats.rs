@@ -1,5 +1,8 @@
 //! How far the stored weights are from the given ones.
 
+/// Interleaved sums of [`ErrorStats::add_row`].
+const LANES: usize = 8;
+
 /// Sums over the elements of a tensor, added up group by group in a fixed order.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct ErrorStats {
@@ -22,6 +25,41 @@ impl ErrorStats {
         self.sse += times * (error * error);
         self.sum_sq += times * (weight * weight);
         self.max_abs = self.max_abs.max(error.abs());
+    }
+
+    /// Adds a row of weights, each given by `weight`, and what it is stored as, given by `stored`. Both slices have the
+    /// same length. The sums are made of eight interleaved ones, always alike.
+    #[inline(always)]
+    pub(super) fn add_row<W: Copy, S: Copy>(
+        &mut self,
+        weights: (&[W], impl Fn(W) -> f64),
+        values: (&[S], impl Fn(S) -> f64),
+    ) {
+        let (weight, stored) = (weights.1, values.1);
+        let (weights, weights_rest) = weights.0.as_chunks::<LANES>();
+        let (values, values_rest) = values.0.as_chunks::<LANES>();
+        let (mut sse, mut sum_sq, mut max) = ([0f64; LANES], [0f64; LANES], [0f64; LANES]);
+        for (w, v) in weights.iter().zip(values) {
+            for i in 0..LANES {
+                let w = weight(w[i]);
+                let error = w - stored(v[i]);
+                sse[i] += error * error;
+                sum_sq[i] += w * w;
+                // A comparison, as `max` minds NaN and takes longer; there is none here.
+                max[i] = if error.abs() > max[i] {
+                    error.abs()
+                } else {
+                    max[i]
+                };
+            }
+        }
+        self.n += (LANES * weights.len()) as u64;
+        self.sse += sse.iter().sum::<f64>();
+        self.sum_sq += sum_sq.iter().sum::<f64>();
+        self.max_abs = max.iter().fold(self.max_abs, |m, e| m.max(*e));
+        for (w, v) in weights_rest.iter().zip(values_rest) {
+            self.add(weight(*w), stored(*v), 1);
+        }
     }
 
     /// Adds the sums of another part of the tensor.

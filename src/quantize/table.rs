@@ -8,6 +8,8 @@ use half::f16;
 
 use super::error::{Error, Result};
 use super::linear::{INT4_LEVELS, INT8_LEVELS};
+use super::stats::ErrorStats;
+use super::wide::{round_half_even, wide};
 
 /// Smallest scale: the smallest normal fp16, since readers flush subnormals to 0.
 pub const MIN_SCALE: f16 = f16::MIN_POSITIVE;
@@ -23,6 +25,14 @@ pub fn quantize_row_int4(row: &[f32], out: &mut [i8]) -> Result<f16> {
     quantize_row(row, INT4_LEVELS, out)
 }
 
+/// Adds the errors of a row that was quantized in steps of `step` to `stats`.
+pub fn add_row_errors(row: &[f32], quantized: &[i8], step: f64, stats: &mut ErrorStats) {
+    wide(
+        #[inline(always)]
+        || stats.add_row((row, f64::from), (quantized, |q| f64::from(q) * step)),
+    );
+}
+
 fn quantize_row(row: &[f32], levels: i8, out: &mut [i8]) -> Result<f16> {
     if out.len() != row.len() {
         return Err(Error::Length {
@@ -31,10 +41,10 @@ fn quantize_row(row: &[f32], levels: i8, out: &mut [i8]) -> Result<f16> {
             got: out.len(),
         });
     }
-    // `max` drops a NaN, so finiteness is gathered beside it.
-    let (max, finite) = row.iter().fold((0f32, true), |(m, finite), w| {
-        (m.max(w.abs()), finite & w.is_finite())
-    });
+    let (max, finite) = wide(
+        #[inline(always)]
+        || largest(row),
+    );
     let find = |wrong: &dyn Fn(f32) -> bool| row.iter().position(|&w| wrong(w)).unwrap_or(0);
     if !finite {
         let index = find(&|w| !w.is_finite());
@@ -47,14 +57,35 @@ fn quantize_row(row: &[f32], levels: i8, out: &mut [i8]) -> Result<f16> {
         let value = row[index];
         return Err(Error::Fp16Range { index, value });
     }
-    let levels = f32::from(levels);
-    let divisor = scale.to_f32();
-    for (w, q) in row.iter().zip(out) {
-        *q = (w * levels / divisor)
-            .round_ties_even()
-            .clamp(-levels, levels) as i8;
-    }
+    let (levels, divisor) = (f32::from(levels), scale.to_f32());
+    wide(
+        #[inline(always)]
+        || {
+            for (w, q) in row.iter().zip(out) {
+                // The rounded scale is at most a part in 2000 below the largest weight.
+                *q = round_half_even((w * levels / divisor).clamp(-levels, levels)) as i8;
+            }
+        },
+    );
     Ok(scale)
+}
+
+/// The largest magnitude, and whether all are finite.
+#[inline(always)]
+fn largest(row: &[f32]) -> (f32, bool) {
+    const LANES: usize = 16;
+    let mut lanes = [0u32; LANES];
+    let (blocks, rest) = row.as_chunks::<LANES>();
+    // Bits of magnitudes order as the magnitudes do, NaN above all.
+    let magnitude = |w: &f32| w.to_bits() & 0x7fff_ffff;
+    for block in blocks {
+        for (lane, w) in lanes.iter_mut().zip(block) {
+            *lane = magnitude(w).max(*lane);
+        }
+    }
+    let all = lanes.into_iter().chain(rest.iter().map(magnitude));
+    let max = f32::from_bits(all.max().unwrap_or(0));
+    (max, max.is_finite())
 }
 
 #[cfg(test)]
@@ -85,6 +116,21 @@ mod tests {
         let scale = quantize_row_int8(&[1e-5, -3e-5, 0.0], &mut out).unwrap();
         assert_eq!(scale.to_bits(), 0x0400);
         assert_eq!(out, [21, -62, 0]);
+    }
+
+    #[test]
+    fn errors_are_those_of_the_elements() {
+        let row: Vec<f32> = (0..45).map(|i| (i as f32 * 0.7).sin()).collect();
+        let mut out = [0; 45];
+        let step = quantize_row_int8(&row, &mut out).unwrap().to_f64() / 127.0;
+        let (mut stats, mut one_by_one) = (ErrorStats::default(), ErrorStats::default());
+        add_row_errors(&row, &out, step, &mut stats);
+        for (w, q) in row.iter().zip(out) {
+            one_by_one.add(f64::from(*w), f64::from(q) * step, 1);
+        }
+        assert_eq!((stats.n, stats.max_abs), (45, one_by_one.max_abs));
+        assert!((stats.sse / one_by_one.sse - 1.0).abs() < 1e-14);
+        assert!((stats.sum_sq / one_by_one.sum_sq - 1.0).abs() < 1e-14);
     }
 
     #[test]

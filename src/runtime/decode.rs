@@ -3,6 +3,7 @@
 use super::chain::{Chain, ChainSpec, Sink, Source};
 use super::error::{BoxError, Error, Result};
 use super::functions::{self, Functions};
+use super::held::Held;
 use super::host::{Call, CallKind};
 use super::model::{Model, Overflow, zeros};
 use super::profile::Profile;
@@ -27,6 +28,8 @@ pub struct DecodeOptions {
     pub threads: usize,
     /// Names of intermediate values to return with every step, e.g. `logits`, `layer_7_out`.
     pub keep: Vec<String>,
+    /// Runs every op by itself, as [`Model::load_plain`]: slower, to compare with.
+    pub plain: bool,
 }
 
 /// What one step gives.
@@ -65,7 +68,7 @@ pub struct Decoder {
     /// By width, ascending.
     prefill: Vec<Runner>,
     verify: Option<Runner>,
-    caches: Vec<Tensor>,
+    caches: Vec<Held>,
     /// New rows of a verification that is not committed, by cache.
     pending: Vec<(usize, Tensor)>,
     threads: rayon::ThreadPool,
@@ -75,7 +78,7 @@ pub struct Decoder {
 
 /// What the chunks of a call gave.
 struct Results {
-    carried: Vec<Option<Tensor>>,
+    carried: Vec<Option<Held>>,
     kept: BTreeMap<String, Tensor>,
     new: Vec<(usize, Tensor)>,
 }
@@ -96,9 +99,10 @@ impl Decoder {
             decode,
             prefill,
             verify,
-        } = functions::load(&spec, precision, &options.keep)?;
+        } = functions::load(&spec, precision, &options)?;
         let types = decode.chain.caches.iter().map(|cache| &cache.ty);
-        let caches = types.map(zeros).collect::<Result<_>>()?;
+        let caches = types.map(|ty| zeros(ty).map(Held::Dense));
+        let caches = caches.collect::<Result<_>>()?;
         let threads = rayon::ThreadPoolBuilder::new()
             .num_threads(options.threads)
             .build()
@@ -185,8 +189,8 @@ impl Decoder {
         self.check_room(width)?;
         let Results { carried, kept, new } = self.run(CallKind::Verify(width), tokens)?;
         let slot = self.verify.as_ref().map_or(0, |r| r.chain.token_id);
-        let ids = carried.get(slot).and_then(Option::as_ref);
-        let ids = ids.map(Tensor::as_i32).transpose()?.unwrap_or_default();
+        let ids = dense(&carried, slot).map(Tensor::as_i32).transpose()?;
+        let ids = ids.unwrap_or_default();
         let token_ids: Vec<u32> = ids.iter().flat_map(|&id| u32::try_from(id)).collect();
         if token_ids.len() != width {
             return Err(Error::Chain {
@@ -275,9 +279,10 @@ impl Decoder {
             let mut inputs = Vec::with_capacity(wiring.sources.len());
             for (source, feature) in wiring.sources.iter().zip(model.inputs()) {
                 let value = match *source {
-                    Source::Host(_) => host.get(&feature.name).cloned(),
+                    Source::Host(_) => host.get(&feature.name).cloned().map(Held::Dense),
                     Source::Cache(cache) if kind == CallKind::Decode => {
-                        Some(std::mem::replace(&mut caches[cache], Tensor::empty()))
+                        let taken = Held::Dense(Tensor::empty());
+                        Some(std::mem::replace(&mut caches[cache], taken))
                     }
                     Source::Cache(cache) => Some(caches[cache].clone()),
                     Source::Carried { slot, last: true } => out.carried[slot].take(),
@@ -288,7 +293,7 @@ impl Decoder {
                     what: format!("input `{}` has no value", feature.name),
                 })?);
             }
-            let results = team::run(threads, || model.run_in_order(inputs));
+            let results = team::run(threads, || model.run_held(inputs));
             let results = results.map_err(|source| Error::InChunk {
                 chunk: name.clone(),
                 position: *position,
@@ -298,12 +303,13 @@ impl Decoder {
             for (sink, value) in wiring.sinks.iter().zip(results.by_ref()) {
                 match *sink {
                     Sink::Cache(cache) => caches[cache] = value,
-                    Sink::New(cache) => out.new.push((cache, value)),
+                    Sink::New(cache) => out.new.push((cache, value.into_tensor()?)),
                     Sink::Carried(slot) => out.carried[slot] = Some(value),
                 }
             }
-            let names = model.kept().map(|(name, _)| name.to_owned());
-            out.kept.extend(names.zip(results));
+            for ((name, _), value) in model.kept().zip(results) {
+                out.kept.insert(name.to_owned(), value.into_tensor()?);
+            }
         }
         *broken = false;
         Ok(out)
@@ -317,7 +323,7 @@ impl Decoder {
         };
         let slots = runner.and_then(|r| Some((r.chain.token_id, r.chain.token_logit?)));
         let (id, logit) = slots.unwrap_or_default();
-        let scalar = |slot: usize| results.carried.get(slot)?.as_ref();
+        let scalar = |slot: usize| dense(&results.carried, slot);
         let token_id = scalar(id).map(Tensor::as_i32).transpose()?;
         let token_logit = scalar(logit).map(Tensor::as_f32).transpose()?;
         match (token_id, token_logit) {
@@ -355,6 +361,7 @@ impl Decoder {
                     });
                 };
                 let next = used.entry(cache).or_default();
+                let rows = rows.into_tensor()?;
                 rows::fill(&mut self.caches[cache], *next, &rows, count, owner.sliding)?;
                 *next += 1;
             }
@@ -366,7 +373,7 @@ impl Decoder {
     pub fn reset(&mut self) {
         for (cache, known) in self.caches.iter_mut().zip(&self.decode.chain.caches) {
             if let Ok(zero) = zeros(&known.ty) {
-                *cache = zero;
+                *cache = Held::Dense(zero);
             }
         }
         self.runners_mut()
@@ -392,13 +399,14 @@ impl Decoder {
         self.spec.context
     }
 
-    /// The caches of decode as they are: chunk, name without `_in`, `(slots, kv_heads, length, width)`. States are not among
-    /// them.
-    pub fn caches(&self) -> impl Iterator<Item = (&str, &str, &Tensor)> {
+    /// Copies of the caches of decode as they are: chunk, name without `_in`, `(slots, kv_heads, length, width)`. States are
+    /// not among them.
+    pub fn caches(&self) -> impl Iterator<Item = (&str, &str, Tensor)> {
         let known = self.decode.chain.caches.iter().zip(&self.caches);
-        known.map(|(cache, tensor)| {
+        known.filter_map(|(cache, held)| {
             let chunk = self.decode.chunks[cache.chunk].0.as_str();
-            (chunk, cache.name.as_str(), tensor)
+            let tensor = held.clone().into_tensor().ok()?;
+            Some((chunk, cache.name.as_str(), tensor))
         })
     }
 
@@ -430,6 +438,14 @@ impl Decoder {
         runners
             .flat_map(|r| &r.chunks)
             .flat_map(|(name, model)| model.overflows().map(move |o| (name.as_str(), o)))
+    }
+}
+
+/// What was carried over in a slot, if it is on its own.
+fn dense(carried: &[Option<Held>], slot: usize) -> Option<&Tensor> {
+    match carried.get(slot)?.as_ref()? {
+        Held::Dense(tensor) => Some(tensor),
+        Held::Strided(_) => None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Which functions the packages of a bundle have, compiled.
 
 use super::chain::{Chain, ChainSpec};
-use super::decode::Runner;
+use super::decode::{DecodeOptions, Runner};
 use super::error::{Error, Result};
 use super::host::CallKind;
 use super::model::Model;
@@ -25,12 +25,16 @@ const PREFILL: &str = "prefill_b";
 type Packages = Vec<(String, Package)>;
 
 /// Opens and compiles the packages of decode, with verify and prefill where every one of them has it, and those of prefill.
-pub(super) fn load(spec: &ChainSpec, precision: Precision, keep: &[String]) -> Result<Functions> {
+pub(super) fn load(
+    spec: &ChainSpec,
+    precision: Precision,
+    options: &DecodeOptions,
+) -> Result<Functions> {
     let packages = open(&spec.chunks)?;
     let own = open(&spec.prefill)?;
     let compile = |packages: &Packages, function: Option<&str>, kind, decode: Option<&Chain>| {
-        let keep: Vec<&str> = keep.iter().map(String::as_str).collect();
-        let chunks = compile(packages, function, precision, &keep, decode.is_none())?;
+        let all = decode.is_none();
+        let chunks = compile(packages, function, precision, options, all)?;
         let chain = Chain::new(spec, kind, &chunks, decode)?;
         Ok::<_, Error>(Runner { chunks, chain })
     };
@@ -114,14 +118,14 @@ fn compile(
     packages: &Packages,
     function: Option<&str>,
     precision: Precision,
-    keep: &[&str],
+    options: &DecodeOptions,
     all: bool,
 ) -> Result<Vec<(String, Model)>> {
     fn named<'a>(package: &'a Package, function: Option<&'a str>) -> &'a str {
         function.unwrap_or(package.default_function())
     }
     let mut keep_in: Vec<Vec<&str>> = vec![Vec::new(); packages.len()];
-    for &name in keep {
+    for name in options.keep.iter().map(String::as_str) {
         let has = |package: &Package| {
             let function = package.functions().get(named(package, function));
             function.is_some_and(|f| f.type_of(name).is_some())
@@ -134,7 +138,11 @@ fn compile(
     }
     let compiled = packages.iter().zip(&keep_in);
     let compiled = compiled.map(|((name, package), keep)| {
-        let model = Model::load(package, named(package, function), precision, keep)?;
+        let function = named(package, function);
+        let model = match options.plain {
+            true => Model::load_plain(package, function, precision, keep)?,
+            false => Model::load(package, function, precision, keep)?,
+        };
         Ok((name.clone(), model))
     });
     compiled.collect()

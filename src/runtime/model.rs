@@ -1,13 +1,16 @@
 //! One function of a package, compiled, with its states.
 
 use super::error::{Error, Result};
+use super::fuse::{Base, Located, Operands, Part, Source};
+use super::held::{Held, Strided};
+use super::kernels::strided::{View, copy};
 use super::ops::moves_only;
-use super::plan::{self, Action, Feature, Plan};
+use super::plan::{self, Action, Feature, Plan, Step};
 use super::pool::Pool;
 use super::profile::Profile;
 use super::roofline::WeightUse;
-use super::tensor::{Kind, Precision, Tensor};
-use super::value::Known;
+use super::tensor::{Kind, Precision, Tensor, strides};
+use super::value::{Known, Value};
 use crate::mil::{DType, TensorType};
 use crate::package::{Package, ReadFunction};
 use std::collections::BTreeMap;
@@ -44,6 +47,12 @@ pub struct Model {
     states: Vec<Tensor>,
     /// The states before the first run: zeros.
     initial: Vec<Tensor>,
+    /// Caches that are changed in place; those that are inputs are here during a run only.
+    caches: Vec<Option<Strided>>,
+    /// Inputs that lie in a larger buffer.
+    held: Vec<(usize, Strided)>,
+    /// What happens to each input.
+    accepted: Vec<Accepted>,
     pool: Pool,
     runs: u64,
     overflows: BTreeMap<usize, Overflow>,
@@ -61,15 +70,7 @@ impl Model {
         precision: Precision,
         keep: &[&str],
     ) -> Result<Self> {
-        let functions = package.functions();
-        let Some(function) = functions.get(function) else {
-            let names: Vec<&str> = functions.keys().map(String::as_str).collect();
-            return Err(Error::UnknownFunction {
-                name: function.to_owned(),
-                available: names.join(", "),
-            });
-        };
-        Self::from_function(function, precision, keep)
+        Self::from_function(find(package, function)?, precision, keep)
     }
 
     /// Compiles a function; see [`Model::load`].
@@ -78,17 +79,45 @@ impl Model {
         precision: Precision,
         keep: &[&str],
     ) -> Result<Self> {
-        let plan = plan::make(function, precision, keep)?;
+        Self::new(plan::make(function, precision, keep, false)?, precision)
+    }
+
+    /// As [`Model::load`], with every op run by itself: what fused steps are compared with.
+    pub fn load_plain(
+        package: &Package,
+        function: &str,
+        precision: Precision,
+        keep: &[&str],
+    ) -> Result<Self> {
+        let function = find(package, function)?;
+        Self::new(plan::make(function, precision, keep, true)?, precision)
+    }
+
+    fn new(plan: Plan, precision: Precision) -> Result<Self> {
         let slots = plan.values.iter().map(|value| match &value.known {
             Known::Constant(constant) => constant.decoded().cloned(),
             _ => None,
         });
-        let states = plan.states.iter().map(|state| zeros(&state.ty));
+        let in_place = |state: usize| {
+            let mut caches = plan.caches.iter();
+            caches.any(|c| c.source == Source::State(state))
+        };
+        let states = plan
+            .states
+            .iter()
+            .enumerate()
+            .map(|(i, state)| match in_place(i) {
+                true => Ok(Tensor::empty()),
+                false => zeros(&state.ty),
+            });
         let initial = states.collect::<Result<Vec<_>>>()?;
         Ok(Self {
             slots: slots.collect(),
             states: initial.clone(),
             initial,
+            caches: vec![None; plan.caches.len()],
+            held: Vec::new(),
+            accepted: accepted(&plan),
             plan,
             precision,
             pool: Pool::default(),
@@ -157,6 +186,7 @@ impl Model {
     /// Zeroes the states and forgets runs and overflows.
     pub fn reset(&mut self) {
         self.states.clone_from(&self.initial);
+        self.caches.fill(None);
         self.runs = 0;
         self.overflows.clear();
     }
@@ -192,47 +222,100 @@ impl Model {
     /// Runs the function on inputs in order of declaration. Returns the outputs, then the kept values. Memory of an input
     /// that is given away is used again.
     pub fn run_in_order(&mut self, inputs: Vec<Tensor>) -> Result<Vec<Tensor>> {
-        self.accept(inputs)?;
-        let result = self.execute();
-        let run = self.runs;
-        self.runs = run + 1;
-        let wanted: Vec<usize> = self
-            .plan
-            .outputs
-            .iter()
-            .chain(&self.plan.kept)
-            .copied()
-            .collect();
-        let taken = result.and_then(|()| {
-            let slots = wanted.iter().map(|&i| self.slots[i].clone());
-            slots
-                .collect::<Option<Vec<_>>>()
-                .ok_or_else(|| Error::UndefinedValue {
-                    op: "outputs".to_owned(),
-                    value: String::new(),
-                })
-        });
+        let results = self.run_held(inputs.into_iter().map(Held::Dense).collect())?;
+        results.into_iter().map(Held::into_tensor).collect()
+    }
+
+    /// As [`Self::run_in_order`]; parts of caches are not copied. They keep the caches' memory from being changed in place
+    /// until they are dropped.
+    pub(super) fn run_held(&mut self, inputs: Vec<Held>) -> Result<Vec<Held>> {
+        let result = self.accept(inputs).and_then(|()| self.execute());
+        self.runs += 1;
+        let taken = result.and_then(|()| self.results());
         for (slot, value) in self.slots.iter_mut().zip(&self.plan.values) {
             if matches!(value.known, Known::Runtime) {
                 *slot = None;
             }
         }
+        self.held.clear();
+        for (cache, known) in self.caches.iter_mut().zip(&self.plan.caches) {
+            match (known.source, cache) {
+                (Source::Input(_), cache) => *cache = None,
+                (Source::State(_), Some(cache)) => cache.advance(known.appended),
+                (Source::State(_), None) => {}
+            }
+        }
         taken
     }
 
-    /// Checks the inputs and puts them in their slots.
-    fn accept(&mut self, inputs: Vec<Tensor>) -> Result<()> {
+    /// The outputs, then the kept values.
+    fn results(&self) -> Result<Vec<Held>> {
+        let undefined = |value: usize| Error::UndefinedValue {
+            op: "outputs".to_owned(),
+            value: self.plan.values[value].name.clone(),
+        };
+        let dense = |value: usize| {
+            let slot = self.slots[value].clone();
+            slot.map(Held::Dense).ok_or_else(|| undefined(value))
+        };
+        let outputs = self
+            .plan
+            .outputs
+            .iter()
+            .map(|&value| match self.plan.parts.get(&value) {
+                Some(Part {
+                    base: Base::Cache(cache),
+                    region,
+                }) => {
+                    let cache = self.caches[*cache].as_ref();
+                    let cache = cache.ok_or_else(|| undefined(value))?;
+                    Ok(Held::Strided(cache.part(&region.begin, &region.size)))
+                }
+                _ => dense(value),
+            });
+        let kept = self.plan.kept.iter().map(|&value| dense(value));
+        outputs.chain(kept).collect()
+    }
+
+    /// Checks the inputs and puts them in their places.
+    fn accept(&mut self, inputs: Vec<Held>) -> Result<()> {
         if let Some((_, feature)) = self.plan.inputs.get(inputs.len()) {
             return Err(Error::MissingInput(feature.name.clone()));
         }
-        for ((index, feature), mut tensor) in self.plan.inputs.iter().zip(inputs) {
-            if tensor.shape() != feature.ty.shape || tensor.kind() != kind_of(feature.ty.dtype) {
+        for (cache, known) in self.caches.iter_mut().zip(&self.plan.caches) {
+            if let Source::State(state) = known.source {
+                let cache = match cache {
+                    Some(cache) => cache,
+                    None => {
+                        let zeros = zeros(&self.plan.states[state].ty)?;
+                        cache.insert(Strided::from_tensor(zeros)?)
+                    }
+                };
+                cache.make_room(known.appended);
+            }
+        }
+        let accepted = self.plan.inputs.iter().zip(&self.accepted);
+        for (((index, feature), accepted), value) in accepted.zip(inputs) {
+            if value.shape() != feature.ty.shape || value.kind() != kind_of(feature.ty.dtype) {
                 return Err(Error::InputType {
                     name: feature.name.clone(),
                     expected: feature.ty.to_string(),
-                    got: format!("{} elements of shape {:?}", tensor.kind(), tensor.shape()),
+                    got: format!("{} elements of shape {:?}", value.kind(), value.shape()),
                 });
             }
+            let mut tensor = match (accepted, value) {
+                (Accepted::Cache(cache), value) => {
+                    let mut value = value.into_cache()?;
+                    value.make_room(self.plan.caches[*cache].appended);
+                    self.caches[*cache] = Some(value);
+                    continue;
+                }
+                (Accepted::AsItLies, Held::Strided(value)) => {
+                    self.held.push((*index, value));
+                    continue;
+                }
+                (_, value) => value.into_tensor()?,
+            };
             if self.precision == Precision::F16 && feature.ty.dtype == DType::Fp16 {
                 let count = tensor.round_f16();
                 note(
@@ -256,6 +339,17 @@ impl Model {
                 op: step.op.clone(),
                 value: self.plan.values[value].name.clone(),
             };
+            let places = Places {
+                slots: &self.slots,
+                held: &self.held,
+                caches: &self.caches,
+            };
+            if let Some(result) = in_place(step, &self.plan.values, &places, &mut self.pool)? {
+                self.slots[step.outputs[0]] = Some(result);
+                free(&mut self.slots, &mut self.pool, &step.dead);
+                time(&mut self.profile, step, begun);
+                continue;
+            }
             let mut inputs = Vec::with_capacity(step.inputs.len());
             for &index in &step.inputs {
                 inputs.push(self.slots[index].as_ref().ok_or_else(|| undefined(index))?);
@@ -267,6 +361,13 @@ impl Model {
                     self.states[*state] = inputs[0].clone();
                     Vec::new()
                 }
+                Action::Update(update) => {
+                    let cache = self.caches[update.cache].as_mut();
+                    let cache = cache.ok_or_else(|| undefined(step.inputs[0]))?;
+                    update.run(&step.op, cache, &inputs)?;
+                    Vec::new()
+                }
+                Action::Copy(_) | Action::Attention(_) => Vec::new(),
             };
             let round = self.precision == Precision::F16 && !moves_only(step.op_type);
             for (&index, tensor) in step.outputs.iter().zip(&mut results) {
@@ -290,17 +391,157 @@ impl Model {
             for (&index, tensor) in step.outputs.iter().zip(results) {
                 self.slots[index] = Some(tensor);
             }
-            for &index in &step.dead {
-                if let Some(tensor) = self.slots[index].take() {
-                    self.pool.recycle(tensor);
-                }
-            }
-            if let (Some(begun), Some(profile)) = (begun, &mut self.profile) {
-                profile.add(step.op_type, begun.elapsed());
-            }
+            free(&mut self.slots, &mut self.pool, &step.dead);
+            time(&mut self.profile, step, begun);
         }
         Ok(())
     }
+}
+
+/// The result of a step that reads what lies in larger buffers; none for any other.
+fn in_place(
+    step: &Step,
+    values: &[Value],
+    places: &Places<'_>,
+    pool: &mut Pool,
+) -> Result<Option<Tensor>> {
+    if !matches!(step.action, Action::Copy(_) | Action::Attention(_)) {
+        return Ok(None);
+    }
+    let value = &values[step.outputs[0]];
+    let undefined = || Error::UndefinedValue {
+        op: step.op.clone(),
+        value: value.name.clone(),
+    };
+    let shape = &value.ty.shape;
+    let mut out = pool.floats(shape.iter().product());
+    match &step.action {
+        Action::Attention(attention) => {
+            attention.run(places, &mut out).ok_or_else(undefined)?;
+        }
+        Action::Copy(part) => {
+            let from = places.part(part).ok_or_else(undefined)?;
+            let view = View {
+                offset: 0,
+                strides: from.strides.iter().map(|&s| s as isize).collect(),
+            };
+            copy(shape, from.data, &view, &mut out, &View::dense(shape));
+        }
+        _ => {}
+    }
+    Tensor::f32(shape, out).map(Some)
+}
+
+/// Gives back the memory of values that nothing reads any more.
+fn free(slots: &mut [Option<Tensor>], pool: &mut Pool, dead: &[usize]) {
+    for &index in dead {
+        if let Some(tensor) = slots[index].take() {
+            pool.recycle(tensor);
+        }
+    }
+}
+
+/// Counts a step that began then, if steps are timed.
+fn time(profile: &mut Option<Profile>, step: &Step, begun: Option<Instant>) {
+    let (Some(profile), Some(begun)) = (profile, begun) else {
+        return;
+    };
+    let name = match &step.action {
+        Action::Attention(_) => "attention",
+        Action::Update(_) => "cache update",
+        _ => step.op_type.name(),
+    };
+    profile.add(name, begun.elapsed());
+}
+
+/// What happens to an input.
+#[derive(Clone, Copy, Debug)]
+enum Accepted {
+    /// It becomes a cache of this index.
+    Cache(usize),
+    /// It may lie in a larger buffer.
+    AsItLies,
+    /// It is put together.
+    Dense,
+}
+
+/// What happens to the inputs of a plan.
+fn accepted(plan: &Plan) -> Vec<Accepted> {
+    let accepted = |value: usize| {
+        let mut caches = plan.caches.iter();
+        if let Some(cache) = caches.position(|c| c.source == Source::Input(value)) {
+            return Accepted::Cache(cache);
+        }
+        let handed_out = plan.outputs.contains(&value) || plan.kept.contains(&value);
+        let fits = |step: &Step| match &step.action {
+            Action::Copy(_) => true,
+            Action::Attention(attention) => !attention.dense().contains(&value),
+            _ => !step.inputs.contains(&value),
+        };
+        match !handed_out && plan.steps.iter().all(fits) {
+            true => Accepted::AsItLies,
+            false => Accepted::Dense,
+        }
+    };
+    let inputs = plan.inputs.iter();
+    inputs.map(|(value, _)| accepted(*value)).collect()
+}
+
+/// Where the values of a run are.
+struct Places<'a> {
+    slots: &'a [Option<Tensor>],
+    held: &'a [(usize, Strided)],
+    caches: &'a [Option<Strided>],
+}
+
+impl Operands for Places<'_> {
+    fn dense(&self, value: usize) -> Option<&[f32]> {
+        self.slots[value].as_ref()?.as_f32().ok()
+    }
+
+    fn part(&self, part: &Part) -> Option<Located<'_>> {
+        let offset = |strides: &[usize]| {
+            let begin = part.region.begin.iter().zip(strides);
+            begin.map(|(b, s)| b * s).sum::<usize>()
+        };
+        let strided = match part.base {
+            Base::Cache(cache) => self.caches[cache].as_ref(),
+            Base::Value(value) => {
+                let mut held = self.held.iter();
+                held.find(|(of, _)| *of == value).map(|(_, s)| s)
+            }
+        };
+        if let Some(strided) = strided {
+            let (data, strides) = strided.elements();
+            return Some(Located {
+                data: &data[offset(strides)..],
+                strides: strides.to_vec(),
+                largest: Some(strided.largest),
+            });
+        }
+        let Base::Value(value) = part.base else {
+            return None;
+        };
+        let tensor = self.slots[value].as_ref()?;
+        let strides = strides(tensor.shape());
+        Some(Located {
+            data: &tensor.as_f32().ok()?[offset(&strides)..],
+            strides,
+            largest: None,
+        })
+    }
+}
+
+/// A function of a package.
+fn find<'a>(package: &'a Package, function: &str) -> Result<&'a ReadFunction> {
+    let functions = package.functions();
+    functions.get(function).ok_or_else(|| {
+        let names: Vec<&str> = functions.keys().map(String::as_str).collect();
+        Error::UnknownFunction {
+            name: function.to_owned(),
+            available: names.join(", "),
+        }
+    })
 }
 
 /// Adds to the overflows of a value.

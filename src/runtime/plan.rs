@@ -3,6 +3,7 @@
 
 use super::args::{Compiled, Derived, Kernel, OpArgs};
 use super::error::{Error, Result};
+use super::fuse::{self, Attention, CachePlan, Note, Part, Update};
 use super::ops;
 use super::pool::Pool;
 use super::tensor::{Precision, Tensor};
@@ -26,6 +27,23 @@ pub(crate) struct Step {
     pub outputs: Vec<usize>,
     /// Values that nothing reads any more.
     pub dead: Vec<usize>,
+    /// What fusion knows of the op.
+    pub note: Note,
+}
+
+impl Step {
+    /// A step in the place of another.
+    pub fn new(old: &Step, action: Action, inputs: Vec<usize>, outputs: Vec<usize>) -> Self {
+        Self {
+            op: old.op.clone(),
+            op_type: old.op_type,
+            action,
+            inputs,
+            outputs,
+            dead: Vec::new(),
+            note: old.note.clone(),
+        }
+    }
 }
 
 /// What a step does.
@@ -36,6 +54,12 @@ pub(crate) enum Action {
     ReadState(usize),
     /// Replaces the state of this index.
     WriteState(usize),
+    /// Changes a cache in place.
+    Update(Update),
+    /// Copies a part of a cache, or of an input that may be one.
+    Copy(Part),
+    /// Attention over the keys that are seen.
+    Attention(Attention),
 }
 
 /// An input or state of a function.
@@ -61,10 +85,19 @@ pub(crate) struct Plan {
     pub outputs: Vec<usize>,
     /// Values that the caller keeps.
     pub kept: Vec<usize>,
+    /// Caches that are changed in place.
+    pub caches: Vec<CachePlan>,
+    /// Values that are parts of them.
+    pub parts: HashMap<usize, Part>,
 }
 
-/// Makes the plan of `function`, keeping the values named in `keep` to the end.
-pub(crate) fn make(function: &ReadFunction, precision: Precision, keep: &[&str]) -> Result<Plan> {
+/// Makes the plan of `function`, keeping the values named in `keep` to the end; `plain` runs every op by itself.
+pub(crate) fn make(
+    function: &ReadFunction,
+    precision: Precision,
+    keep: &[&str],
+    plain: bool,
+) -> Result<Plan> {
     let mut planner = Planner::new(function, precision)?;
     for op in &function.ops {
         planner.add(op)?;
@@ -97,6 +130,9 @@ pub(crate) fn make(function: &ReadFunction, precision: Precision, keep: &[&str])
         if let Known::Constant(constant) = &plan.values[index].known {
             constant.dense();
         }
+    }
+    if precision == Precision::F32 && !plain {
+        fuse::apply(&mut plan);
     }
     drop_unused(&mut plan);
     mark_dead(&mut plan);
@@ -136,6 +172,8 @@ impl Planner {
                 steps: Vec::new(),
                 outputs: Vec::new(),
                 kept: Vec::new(),
+                caches: Vec::new(),
+                parts: HashMap::new(),
             },
             names: HashMap::new(),
             pool: Pool::default(),
@@ -223,7 +261,7 @@ impl Planner {
             OpType::ReadState => {
                 let (state, ty) = args.state("input")?;
                 check_types(op, &[Derived::Type(ty.clone())])?;
-                self.push(op, Action::ReadState(state), Vec::new());
+                self.push(op, Action::ReadState(state), Vec::new(), Note::None);
             }
             OpType::WriteState => {
                 let (state, ty) = args.state("input")?;
@@ -234,12 +272,13 @@ impl Planner {
                 }
                 check_types(op, &[])?;
                 let inputs = args.into_inputs();
-                self.push(op, Action::WriteState(state), inputs);
+                self.push(op, Action::WriteState(state), inputs, Note::None);
             }
             _ => {
+                let note = Note::of(&args);
                 let compiled = ops::compile(args)?;
                 check_types(op, &compiled.outputs)?;
-                self.fold_or_push(op, compiled)?;
+                self.fold_or_push(op, compiled, note)?;
             }
         }
         Ok(())
@@ -291,7 +330,7 @@ impl Planner {
         Ok(bound)
     }
 
-    fn push(&mut self, op: &ReadOp, action: Action, inputs: Vec<usize>) {
+    fn push(&mut self, op: &ReadOp, action: Action, inputs: Vec<usize>, note: Note) {
         let outputs = op.outputs.iter();
         let outputs = outputs.map(|(name, ty)| self.define(name, ty.clone(), Known::Runtime));
         let outputs = outputs.collect();
@@ -302,11 +341,12 @@ impl Planner {
             inputs,
             outputs,
             dead: Vec::new(),
+            note,
         });
     }
 
     /// Runs an op of constants now, any other at run time; also one that overflows fp16, so that it is counted.
-    fn fold_or_push(&mut self, op: &ReadOp, compiled: Compiled) -> Result<()> {
+    fn fold_or_push(&mut self, op: &ReadOp, compiled: Compiled, note: Note) -> Result<()> {
         let values = &self.plan.values;
         let constants: Option<Vec<Tensor>> = compiled
             .inputs
@@ -317,7 +357,7 @@ impl Planner {
             })
             .collect();
         let Some(constants) = constants else {
-            self.push(op, Action::Compute(compiled.kernel), compiled.inputs);
+            self.push(op, Action::Compute(compiled.kernel), compiled.inputs, note);
             return Ok(());
         };
         let inputs: Vec<&Tensor> = constants.iter().collect();
@@ -329,7 +369,7 @@ impl Planner {
                 .map(|(_, tensor)| tensor.round_f16())
                 .sum();
             if overflows > 0 {
-                self.push(op, Action::Compute(compiled.kernel), compiled.inputs);
+                self.push(op, Action::Compute(compiled.kernel), compiled.inputs, note);
                 return Ok(());
             }
         }
@@ -393,13 +433,19 @@ fn check_types(op: &ReadOp, derived: &[Derived]) -> Result<()> {
 /// Removes steps whose results nothing needs.
 fn drop_unused(plan: &mut Plan) {
     let mut needed = vec![false; plan.values.len()];
-    for &index in plan.outputs.iter().chain(&plan.kept) {
+    let handed_out = |plan: &Plan| {
+        // What is a part of a cache is handed out as such.
+        let outputs = plan.outputs.iter().copied();
+        let outputs = outputs.filter(|value| !plan.parts.contains_key(value));
+        outputs.chain(plan.kept.iter().copied()).collect::<Vec<_>>()
+    };
+    for index in handed_out(plan) {
         needed[index] = true;
     }
     let mut keep = vec![false; plan.steps.len()];
     for (keep, step) in keep.iter_mut().zip(&plan.steps).rev() {
-        *keep =
-            matches!(step.action, Action::WriteState(_)) || step.outputs.iter().any(|&o| needed[o]);
+        *keep = matches!(step.action, Action::WriteState(_) | Action::Update(_))
+            || step.outputs.iter().any(|&o| needed[o]);
         if *keep {
             step.inputs.iter().for_each(|&i| needed[i] = true);
         }

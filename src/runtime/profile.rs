@@ -1,6 +1,5 @@
 //! Where the time of a run goes.
 
-use crate::mil::OpType;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -21,8 +20,8 @@ pub struct OpTime {
 
 impl Profile {
     /// Counts one op.
-    pub(crate) fn add(&mut self, op_type: OpType, time: Duration) {
-        let of = self.ops.entry(op_type.to_string()).or_default();
+    pub(crate) fn add(&mut self, name: &str, time: Duration) {
+        let of = self.ops.entry(name.to_owned()).or_default();
         of.count += 1;
         of.time += time;
     }
@@ -36,7 +35,7 @@ impl Profile {
         }
     }
 
-    /// Op types as MIL names them with their times, the longest first.
+    /// Op types as MIL names them, `attention` and `cache update` where the planner fused several, with their times, the longest first.
     pub fn ops(&self) -> Vec<(&str, OpTime)> {
         let mut ops: Vec<_> = self.ops.iter().map(|(n, &t)| (n.as_str(), t)).collect();
         ops.sort_by_key(|(_, of)| std::cmp::Reverse(of.time));

@@ -417,7 +417,7 @@ impl Work<'_> {
             .begin_steps(&format!("{name}, sample"), self.settings.sample_tokens);
         let options = DecodeOptions {
             threads: self.settings.threads,
-            keep: Vec::new(),
+            ..DecodeOptions::default()
         };
         let mut decoder = open_decoder(bundle, Precision::F32, &RowSource::Bundle, options)?;
         let mut sampler = Sampler::new(SamplingOptions::default())?;

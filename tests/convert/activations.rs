@@ -171,7 +171,11 @@ fn pairs_stand_before_quantized_layers_and_nowhere_else() {
 
 fn decoder(bundle: &Path, keep: Vec<String>) -> Decoder {
     let bundle = Arc::new(Bundle::open(bundle).unwrap());
-    let options = DecodeOptions { threads: 1, keep };
+    let options = DecodeOptions {
+        threads: 1,
+        keep,
+        ..DecodeOptions::default()
+    };
     open_decoder(&bundle, Precision::F32, &RowSource::Bundle, options).unwrap()
 }
 

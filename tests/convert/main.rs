@@ -12,4 +12,5 @@ mod faults;
 mod helpers;
 mod opening;
 mod rewrite;
+mod sharding;
 mod values;

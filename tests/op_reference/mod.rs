@@ -9,7 +9,7 @@ use gemma_coreml::mil::{
 };
 use gemma_coreml::package::{
     BoxError, ConstSource, ModelDescription, Package, PackageSpec, Part, PartSink, Storage,
-    write_package,
+    WEIGHT_FILE_LIMIT, write_package,
 };
 use gemma_coreml::runtime::{Data, Tensor};
 use half::f16;
@@ -461,6 +461,7 @@ pub fn write(dir: &Path, function: Function, mut weights: Weights) -> Package {
         program: &program,
         description: ModelDescription::default(),
         blob_order: &order,
+        file_limit: WEIGHT_FILE_LIMIT,
     };
     write_package(dir, &spec, &mut weights).unwrap();
     Package::open(dir).unwrap()

@@ -180,6 +180,7 @@ pub fn decoder(bundle: &Arc<Bundle>) -> Decoder {
     let options = DecodeOptions {
         threads: 1,
         keep: vec!["logits".to_string()],
+        ..DecodeOptions::default()
     };
     open_decoder(bundle, Precision::F32, &RowSource::Bundle, options)
         .unwrap_or_else(|e| panic!("{}: {}", bundle.dir().display(), chain(&e)))

@@ -3,6 +3,7 @@
 mod fuzz;
 mod mutations;
 mod rewriting;
+mod sharding;
 mod writing;
 
 use std::fs;
@@ -15,7 +16,7 @@ use tempfile::TempDir;
 use super::proto::spec as pb;
 use super::{
     BoxError, ConstSource, MODEL_PATH, ModelDescription, Package, PackageReport, PackageSpec,
-    PartSink, Result, Storage, WEIGHT_FILE, WEIGHTS_DIR, write_package,
+    PartSink, Result, Storage, WEIGHT_FILE, WEIGHT_FILE_LIMIT, WEIGHTS_DIR, write_package,
 };
 use crate::mil::{
     DType, DeferredConst, Function, FunctionBuilder, Immediate, ImmediateData, Program,
@@ -127,6 +128,7 @@ fn write(dir: &Path, program: &Program, source: &mut dyn ConstSource) -> Result<
             ..Default::default()
         },
         blob_order: &blob_order,
+        file_limit: WEIGHT_FILE_LIMIT,
     };
     write_package(dir, &spec, source)
 }

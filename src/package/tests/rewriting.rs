@@ -95,6 +95,7 @@ fn spec<'a>(program: &'a Program, blob_order: &'a [String]) -> PackageSpec<'a> {
             ..Default::default()
         },
         blob_order,
+        file_limit: WEIGHT_FILE_LIMIT,
     }
 }
 

@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::mil::OpType;
-use crate::package::{Binding, Error, Part, PartPlace, ReadValue, predict_weight_bytes};
+use crate::package::{
+    Binding, Error, PackageForecast, Part, PartPlace, ReadValue, forecast_package,
+};
 
 #[test]
 fn a_package_reads_back_as_it_was_written() {
@@ -29,6 +31,17 @@ fn a_package_reads_back_as_it_was_written() {
     assert!(text.ends_with("    } -> (piece, y);\n}\n"));
 }
 
+/// What is predicted of a package of `Counting`, whose data is all unknown.
+fn forecast(program: &Program, order: &[String], file_limit: u64) -> Result<PackageForecast> {
+    let spec = PackageSpec {
+        program,
+        description: Default::default(),
+        blob_order: order,
+        file_limit,
+    };
+    forecast_package(&spec, &Counting, &mut |_| Ok(None))
+}
+
 #[test]
 fn weights_are_laid_out_in_order_and_aligned() {
     let sample = Sample::new();
@@ -52,12 +65,13 @@ fn weights_are_laid_out_in_order_and_aligned() {
     );
 
     let mut source = Counting;
-    let predicted = predict_weight_bytes(&self::sample(), &order(), &source).unwrap();
-    assert_eq!(predicted, bytes.len() as u64);
+    let predicted = forecast(&self::sample(), &order(), WEIGHT_FILE_LIMIT).unwrap();
+    assert_eq!(predicted.weights[0].bytes, bytes.len() as u64);
     let again = tempfile::tempdir().unwrap();
     let report = write(again.path(), &self::sample(), &mut source).unwrap();
-    assert_eq!(report.weight_bytes, predicted);
+    assert_eq!(report.weight_bytes, predicted.weights[0].bytes);
     assert_eq!(report.blobs, 4);
+    assert_eq!(predicted.weights[0].blobs, 4);
     let small = &report.consts["small"].parts[0].1;
     assert!(matches!(small, PartPlace::Immediate(bytes) if bytes.len() == 12));
 }
@@ -192,10 +206,9 @@ fn unused_bits_must_be_zero() {
 #[test]
 fn blob_order_must_name_every_weight_once() {
     let program = sample();
-    let source = Counting;
     let check = |order: &[&str]| {
         let order: Vec<String> = order.iter().map(|id| (*id).to_owned()).collect();
-        predict_weight_bytes(&program, &order, &source)
+        forecast(&program, &order, WEIGHT_FILE_LIMIT)
     };
     assert!(check(&["palette", "dense", "blockwise", "small"]).is_ok());
     for bad in [
@@ -259,6 +272,7 @@ fn equal_blobs_larger_than_the_buffer_are_shared() {
         program: &program,
         description: Default::default(),
         blob_order: &order,
+        file_limit: WEIGHT_FILE_LIMIT,
     };
     // `Counting` begins at the length of the id, so `big_0` and `big_1` are equal, and so is
     // `other`; a different length makes it differ.

@@ -4,7 +4,7 @@ use crate::mil::{DType, OpType, TensorType};
 use crate::runtime::args::{Compiled, OpArgs};
 use crate::runtime::error::Result;
 use crate::runtime::kernels::broadcast::{Plan, broadcast_shape, broadcast_strides};
-use crate::runtime::kernels::math::{erf, sigmoid};
+use crate::runtime::kernels::math::{erf, exp, sigmoid, tanh};
 use crate::runtime::kernels::strided::{View, copy};
 use crate::runtime::ops::for_each_kind;
 use crate::runtime::tensor::{Data, Element, Tensor};
@@ -72,8 +72,8 @@ fn int_binary(args: OpArgs<'_>, ty: TensorType, plan: Plan) -> Result<Compiled> 
 pub(super) fn unary(mut args: OpArgs<'_>) -> Result<Compiled> {
     let x = args.float_operand("x")?;
     match args.op_type {
-        OpType::Exp => map(args, x.ty, f32::exp),
-        OpType::Tanh => map(args, x.ty, f32::tanh),
+        OpType::Exp => map(args, x.ty, exp),
+        OpType::Tanh => map(args, x.ty, tanh),
         OpType::Sigmoid => map(args, x.ty, sigmoid),
         OpType::Silu => map(args, x.ty, |v| v * sigmoid(v)),
         OpType::Sqrt => map(args, x.ty, f32::sqrt),
@@ -118,7 +118,7 @@ fn gelu_exact(x: f32) -> f32 {
 fn gelu_tanh(x: f32) -> f32 {
     /// `sqrt(2 / pi)`.
     const SLOPE: f32 = 0.797_884_6;
-    0.5 * x * (1.0 + (SLOPE * (x + 0.044715 * x * x * x)).tanh())
+    0.5 * x * (1.0 + tanh(SLOPE * (x + 0.044715 * x * x * x)))
 }
 
 /// `a` where `cond`, `b` elsewhere; all three broadcast.

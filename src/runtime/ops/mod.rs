@@ -15,6 +15,7 @@ use super::error::{Error, Result};
 use crate::mil::OpType;
 
 pub(crate) use constexpr::constexpr;
+pub(crate) use slice::{region, slice_update_bounds};
 
 /// Compiles any op but constants, constexprs and states.
 pub(crate) fn compile(args: OpArgs<'_>) -> Result<Compiled> {

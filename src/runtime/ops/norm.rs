@@ -4,6 +4,7 @@ use crate::mil::{OpType, TensorType};
 use crate::runtime::args::{Compiled, OpArgs};
 use crate::runtime::error::Result;
 use crate::runtime::kernels::axes::AxesLast;
+use crate::runtime::kernels::math::exp;
 use crate::runtime::tensor::Tensor;
 
 fn sum(values: &[f32]) -> f64 {
@@ -79,7 +80,7 @@ pub(super) fn softmax_row(x: &[f32], out: &mut [f32]) {
     let max = largest(x);
     let mut total = 0.0;
     for (o, &v) in out.iter_mut().zip(x) {
-        *o = (v - max).exp();
+        *o = exp(v - max);
         total += f64::from(*o);
     }
     let scale = (1.0 / total) as f32;

@@ -3,6 +3,7 @@
 use crate::mil::TensorType;
 use crate::runtime::args::{Compiled, Derived, OpArgs, Operand};
 use crate::runtime::error::{Error, Result};
+use crate::runtime::fuse::Region;
 use crate::runtime::kernels::strided::{View, copy};
 use crate::runtime::ops::for_each_kind;
 use crate::runtime::tensor::{Element, Tensor};
@@ -19,6 +20,7 @@ struct Spec {
 
 /// A slice: its shape, with and without squeezed dims, and where it lies in `x`.
 struct Resolved {
+    begin: Vec<usize>,
     full: Vec<usize>,
     squeezed: Vec<usize>,
     view: View,
@@ -59,6 +61,7 @@ impl Spec {
     fn resolve(&self, begin: &[i64], end: &[i64]) -> Result<Resolved> {
         let dense = View::dense(&self.x_shape);
         let mut out = Resolved {
+            begin: Vec::new(),
             full: Vec::new(),
             squeezed: Vec::new(),
             view: View {
@@ -74,6 +77,7 @@ impl Spec {
             } else {
                 range(n as i64, begin, end, self.stride[i])
             };
+            out.begin.push(start);
             out.full.push(len);
             if !self.squeeze_mask[i] {
                 out.squeezed.push(len);
@@ -161,6 +165,27 @@ fn sliced(x: &Tensor, pool: &mut crate::runtime::pool::Pool, at: &Resolved) -> R
     })
 }
 
+/// The part of `x` that a slice of constant bounds takes, if neighbours stay neighbours and no dim is squeezed.
+pub(crate) fn region(args: &OpArgs<'_>) -> Option<Region> {
+    let spec = Spec::new(args, args.ty("x").ok()?).ok()?;
+    let (begin, end) = Bounds::constant(args).ok()??;
+    let plain = spec.stride.iter().all(|&s| s == 1) && !spec.squeeze_mask.contains(&true);
+    let at = spec.resolve(&begin, &end).ok().filter(|_| plain)?;
+    Some(Region {
+        begin: at.begin,
+        size: at.full,
+    })
+}
+
+/// Whether a slice update replaces exactly what its bounds say: unit strides, no masks.
+pub(crate) fn slice_update_bounds(args: &OpArgs<'_>) -> bool {
+    let spec = args.ty("x").and_then(|x| Spec::new(args, x));
+    spec.is_ok_and(|spec| {
+        let masks = [&spec.begin_mask, &spec.end_mask, &spec.squeeze_mask];
+        spec.stride.iter().all(|&s| s == 1) && masks.iter().all(|m| !m.contains(&true))
+    })
+}
+
 /// `slice_by_index`.
 pub(super) fn by_index(mut args: OpArgs<'_>) -> Result<Compiled> {
     let x = args.operand("x")?;
@@ -237,6 +262,7 @@ pub(super) fn by_size(mut args: OpArgs<'_>) -> Result<Compiled> {
             }
         }
         let at = Resolved {
+            begin: Vec::new(),
             full: shape.clone(),
             squeezed: shape.clone(),
             view,

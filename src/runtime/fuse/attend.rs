@@ -1,0 +1,288 @@
+//! Attention of a block of query rows over the rows of K and V that they see.
+//!
+//! Scores lie as `[key, row]`, so that the rows of a block are the lanes of what runs over the keys. Every sum has the
+//! order of the ops one by one: [`dot`](crate::runtime::kernels::dot::dot) over a head, f64 over the keys for the softmax,
+//! f32 over the keys for the values. The kernels are compiled for wider registers too; without fused multiply-adds they
+//! give the same bits.
+
+use crate::runtime::kernels::dot::{LANES, accumulate, reduce};
+use crate::runtime::kernels::math::exp;
+use rayon::prelude::*;
+
+/// Query rows of a block: the lanes of its scores.
+pub(super) const BLOCK: usize = 8;
+
+/// Rows that the kernels take at once.
+const GROUP: usize = 4;
+
+/// Columns of V that they take at once.
+const TILE: usize = 32;
+
+/// Keys after which they go on to the next columns: their part of V stays in the cache.
+const KEYS: usize = 64;
+
+/// From so many multiplications on, a block is shared among threads.
+const PARALLEL_WORK: usize = 1 << 20;
+
+/// Defines a function that is compiled for AVX-512 and AVX2 as well, taken where the CPU has them.
+macro_rules! widest {
+    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),*) $body:block) => {
+        $(#[$doc])*
+        fn $name($($arg: $ty),*) {
+            #[inline(always)]
+            fn body($($arg: $ty),*) $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512vl,avx512dq")]
+                fn avx512($($arg: $ty),*) {
+                    body($($arg),*)
+                }
+                #[target_feature(enable = "avx2")]
+                fn avx2($($arg: $ty),*) {
+                    body($($arg),*)
+                }
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
+                {
+                    // SAFETY: the CPU has the features, as just asked.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if is_x86_feature_detected!("avx2") {
+                    // SAFETY: the CPU has the feature, as just asked.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            body($($arg),*)
+        }
+    };
+}
+
+widest! {
+    /// `out[key][row] = q[row] · keys[key]`; `q` is `[BLOCK, d]`.
+    fn scores(q: &[f32], keys: &[&[f32]], out: &mut [[f32; BLOCK]]) {
+        let d = q.len() / BLOCK;
+        for (out, key) in out.iter_mut().zip(keys) {
+            for (out, rows) in out.as_chunks_mut::<GROUP>().0.iter_mut().zip(q.chunks_exact((GROUP * d).max(1))) {
+                let mut sums = [[0.0; LANES]; GROUP];
+                let (blocks, rest) = key.as_chunks::<LANES>();
+                for (at, block) in blocks.iter().enumerate() {
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        let x = &rows[row * d + at * LANES..];
+                        if let Some(x) = x.first_chunk::<LANES>() {
+                            accumulate(sums, x, block);
+                        }
+                    }
+                }
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let x = &rows[(row + 1) * d - rest.len()..];
+                    for (lane, (x, y)) in sums.iter_mut().zip(x.iter().zip(rest)) {
+                        *lane += x * y;
+                    }
+                    out[row] = reduce(*sums);
+                }
+            }
+        }
+    }
+}
+
+widest! {
+    /// `out[row] += weights[key][row] * values[key][first..][..n]` key after key; `out` is `[BLOCK, n]`.
+    fn weighted(weights: &[[f32; BLOCK]], values: &[&[f32]], first: usize, out: &mut [f32]) {
+        let n = out.len() / BLOCK;
+        for (weights, values) in weights.chunks(KEYS).zip(values.chunks(KEYS)) {
+            for tile in 0..n / TILE {
+                for group in 0..BLOCK / GROUP {
+                    let place = |row: usize| (group * GROUP + row) * n + tile * TILE;
+                    let mut sums = [[0.0f32; TILE]; GROUP];
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        sums.copy_from_slice(&out[place(row)..place(row) + TILE]);
+                    }
+                    for (weights, value) in weights.iter().zip(values) {
+                        let Some(value) = value[first + tile * TILE..].first_chunk::<TILE>() else {
+                            continue;
+                        };
+                        for (row, sums) in sums.iter_mut().enumerate() {
+                            let weight = weights[group * GROUP + row];
+                            for (sum, v) in sums.iter_mut().zip(value) {
+                                *sum += weight * v;
+                            }
+                        }
+                    }
+                    for (row, sums) in sums.iter().enumerate() {
+                        out[place(row)..place(row) + TILE].copy_from_slice(sums);
+                    }
+                }
+            }
+            let rest = n / TILE * TILE..n;
+            for (weights, value) in weights.iter().zip(values) {
+                let value = &value[first + rest.start..first + rest.end];
+                for (row, weight) in weights.iter().enumerate() {
+                    let out = &mut out[row * n + rest.start..row * n + rest.end];
+                    for (o, v) in out.iter_mut().zip(value) {
+                        *o += weight * v;
+                    }
+                }
+            }
+        }
+    }
+}
+
+widest! {
+    /// `exp(x - max)` in place, and its sums over the keys.
+    fn exponentials(x: &mut [[f32; BLOCK]], max: &[f32; BLOCK], sums: &mut [f64; BLOCK]) {
+        for lanes in x {
+            for row in 0..BLOCK {
+                lanes[row] = exp(lanes[row] - max[row]);
+                sums[row] += f64::from(lanes[row]);
+            }
+        }
+    }
+}
+
+/// The queries of a block and what they see.
+pub(super) struct Block<'a> {
+    /// `[BLOCK, d]`, zeros where there are fewer rows.
+    pub q: &'a [f32],
+    /// Rows of K, of `d` values.
+    pub keys: &'a [&'a [f32]],
+    /// Rows of V.
+    pub values: &'a [&'a [f32]],
+    /// What is added to the scores.
+    pub mask: &'a [[f32; BLOCK]],
+    /// Whether threads may share the work.
+    pub parallel: bool,
+}
+
+/// The running softmax of a block.
+pub(super) struct Running {
+    pub max: [f32; BLOCK],
+    pub sum: [f32; BLOCK],
+    /// `[BLOCK, dv]`.
+    pub out: Vec<f32>,
+}
+
+impl Block<'_> {
+    /// The masked scores, and their maxima, NaN if any is.
+    pub fn scores(&self) -> (Vec<[f32; BLOCK]>, [f32; BLOCK]) {
+        let mut out = vec![[0.0; BLOCK]; self.keys.len()];
+        match self.chunk(self.q.len()) {
+            None => scores(self.q, self.keys, &mut out),
+            Some(chunk) => {
+                let keys = self.keys.par_chunks(chunk);
+                out.par_chunks_mut(chunk)
+                    .zip(keys)
+                    .for_each(|(out, keys)| scores(self.q, keys, out));
+            }
+        }
+        let mut max = [f32::NEG_INFINITY; BLOCK];
+        for (lanes, mask) in out.iter_mut().zip(self.mask) {
+            for row in 0..BLOCK {
+                lanes[row] += mask[row];
+                let v = lanes[row];
+                max[row] = if v > max[row] || v.is_nan() {
+                    v
+                } else {
+                    max[row]
+                };
+            }
+        }
+        (out, max)
+    }
+
+    /// Keys of a chunk where threads share what takes `width` multiplications a key.
+    fn chunk(&self, width: usize) -> Option<usize> {
+        let threads = rayon::current_num_threads();
+        let much = self.keys.len() * width >= PARALLEL_WORK;
+        (self.parallel && threads > 1 && much).then(|| self.keys.len().div_ceil(threads))
+    }
+
+    /// `exp(scores - max)` in place, summed over the keys.
+    pub fn exponentials(&self, scores: &mut [[f32; BLOCK]], max: &[f32; BLOCK]) -> [f32; BLOCK] {
+        let mut sums = [0.0; BLOCK];
+        exponentials(scores, max, &mut sums);
+        sums.map(|s| s as f32)
+    }
+
+    /// The values weighted and summed, `[BLOCK, dv]`.
+    pub fn weighted(&self, weights: &[[f32; BLOCK]]) -> Vec<f32> {
+        let dv = self.values.first().map_or(0, |v| v.len());
+        let mut out = vec![0.0; BLOCK * dv];
+        if self.chunk(BLOCK * dv).is_none() {
+            weighted(weights, self.values, 0, &mut out);
+            return out;
+        }
+        // Threads take columns, so that each sum stays in one.
+        let width = dv
+            .div_ceil(rayon::current_num_threads())
+            .next_multiple_of(TILE);
+        let parts: Vec<(usize, Vec<f32>)> = (0..dv.div_ceil(width))
+            .into_par_iter()
+            .map(|part| {
+                let columns = width.min(dv - part * width);
+                let mut out = vec![0.0; BLOCK * columns];
+                weighted(weights, self.values, part * width, &mut out);
+                (part * width, out)
+            })
+            .collect();
+        for (first, part) in parts {
+            let columns = part.len() / BLOCK;
+            for (row, part) in part.chunks_exact(columns.max(1)).enumerate() {
+                out[row * dv + first..row * dv + first + columns].copy_from_slice(part);
+            }
+        }
+        out
+    }
+
+    /// `softmax(q kᵀ + mask) v` from scores and their maxima.
+    pub fn finish(&self, mut scores: Vec<[f32; BLOCK]>, max: &[f32; BLOCK]) -> Vec<f32> {
+        let sums = self.exponentials(&mut scores, max);
+        for lanes in &mut scores {
+            lanes.iter_mut().zip(&sums).for_each(|(w, s)| *w /= s);
+        }
+        self.weighted(&scores)
+    }
+}
+
+impl Running {
+    /// Before any key; `lowest` stands for the maximum.
+    pub fn new(dv: usize, lowest: f32) -> Self {
+        Self {
+            max: [lowest; BLOCK],
+            sum: [0.0; BLOCK],
+            out: vec![0.0; BLOCK * dv],
+        }
+    }
+
+    /// Takes in some more keys.
+    pub fn add(&mut self, block: &Block<'_>, mut scores: Vec<[f32; BLOCK]>, max: &[f32; BLOCK]) {
+        let old = self.max;
+        for (running, &v) in self.max.iter_mut().zip(max) {
+            *running = if v > *running || v.is_nan() {
+                v
+            } else {
+                *running
+            };
+        }
+        let sums = block.exponentials(&mut scores, &self.max);
+        let new = block.weighted(&scores);
+        let dv = self.out.len() / BLOCK;
+        for row in 0..BLOCK {
+            let factor = exp(old[row] - self.max[row]);
+            self.sum[row] = self.sum[row] * factor + sums[row];
+            let out = &mut self.out[row * dv..(row + 1) * dv];
+            for (o, n) in out.iter_mut().zip(&new[row * dv..]) {
+                *o = *o * factor + n;
+            }
+        }
+    }
+
+    /// The result.
+    pub fn finish(mut self) -> Vec<f32> {
+        let dv = self.out.len() / BLOCK;
+        for (out, sum) in self.out.chunks_exact_mut(dv.max(1)).zip(self.sum) {
+            out.iter_mut().for_each(|o| *o /= sum);
+        }
+        self.out
+    }
+}
