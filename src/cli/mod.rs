@@ -4,6 +4,7 @@
 //! those of [`failure::Code`], and 130 after Ctrl-C.
 
 mod allocate;
+mod bench;
 mod calibrate;
 mod compile;
 mod completions;
@@ -65,6 +66,8 @@ enum Verb {
     Inspect(inspect::Args),
     /// Generate text with a bundle on the CPU
     Decode(decode::Args),
+    /// Measure how fast a bundle decodes, and how fast this machine could
+    Bench(bench::Args),
     /// Compare a bundle with its checkpoint or with reference outputs
     Parity(parity::Args),
     /// Convert by several recipes and compare what they cost and lose
@@ -106,6 +109,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> i32 {
         Verb::Calibrate(args) => calibrate::run(&args, &console),
         Verb::Inspect(args) => inspect::run(&args, &console),
         Verb::Decode(args) => decode::run(&args, &console),
+        Verb::Bench(args) => bench::run(&args, &console),
         Verb::Parity(args) => parity::run(&args, &console),
         Verb::Allocate(args) => allocate::run(&args, &console),
         Verb::Sweep(args) => sweep::run(&args, &console),
