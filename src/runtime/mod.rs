@@ -37,7 +37,7 @@ mod stored;
 mod tensor;
 mod value;
 
-pub use chain::{ChainSpec, Owner, PerLayerMix, RopeTable, RopeTables};
+pub use chain::{ChainSpec, MixScales, Owner, PerLayerMix, RopeTable, RopeTables};
 pub use decode::{DecodeOptions, Decoder, StepOutput, TokenRows, Verified};
 pub use error::{BoxError, Error, Result};
 pub use model::{Model, Overflow, RunOutput};

@@ -6,3 +6,4 @@ pub(crate) mod dot;
 pub(crate) mod math;
 pub(crate) mod rows;
 pub(crate) mod strided;
+pub(crate) mod wide;
