@@ -266,6 +266,7 @@ impl Decoder {
             how: chain.how,
             tokens,
             position: *position,
+            threads: Some(threads),
         };
         let host = host_values(&call, chunks, chain)?;
         // What goes wrong from here on leaves caches of two positions.

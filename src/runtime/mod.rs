@@ -41,7 +41,7 @@ mod team;
 mod tensor;
 mod value;
 
-pub use chain::{ChainSpec, Owner, PerLayerMix, RopeTable, RopeTables};
+pub use chain::{ChainSpec, MixScales, Owner, PerLayerMix, RopeTable, RopeTables};
 pub use decode::{DecodeOptions, Decoder, StepOutput, TokenRows, Verified};
 pub use error::{BoxError, Error, Result};
 pub use kernels::kernel::Kernel;
