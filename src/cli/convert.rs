@@ -233,3 +233,26 @@ fn print(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_room_exits_5() {
+        let (path, needed, free) = (PathBuf::from("out"), 2, 1);
+        for error in [
+            convert::Error::Space {
+                path: path.clone(),
+                needed,
+                free,
+            },
+            convert::Error::Memory { path, needed, free },
+        ] {
+            let failure = failure(error);
+            assert_eq!(failure.code, Code::Resources);
+            assert!(failure.message.starts_with("out: "), "{}", failure.message);
+            assert!(failure.hint.is_some());
+        }
+    }
+}

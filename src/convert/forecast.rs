@@ -11,12 +11,12 @@ use super::units::{Origin, PackageUnit, Unit};
 use crate::bundle::error::at;
 use crate::bundle::provenance::{FileRecord, TensorRecord};
 use crate::bundle::{layout, npy};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, StoredDType};
 use crate::gemma::{ModelPlan, names};
 use crate::mil::DeferredConst;
 use crate::package::{BoxError, MIN_BLOB_ELEMENTS, PackageSpec, WEIGHTS_DIR, forecast_package};
 use crate::progress::NoProgress;
-use crate::quantize::{ErrorStats, Scheme};
+use crate::quantize::{ErrorStats, Scheme, TableScheme};
 use crate::recipe::Recipe;
 use half::f16;
 use serde::Serialize;
@@ -225,7 +225,9 @@ impl Job<'_> {
                 let scales = layout::table_scales(spec.stem, spec.format());
                 let scale_bytes = scales.as_ref().map_or(0, |_| spec.rows as u64 * 2);
                 let size = (spec.rows as u64 * spec.dim as u64, spec.bytes());
-                all.record(spec.tensor, &data, &spec.scheme.to_string(), size, false);
+                let exact = spec.scheme == TableScheme::RowsFp16
+                    && self.is_fp16(spec.tensor, &[spec.rows, spec.dim])?;
+                all.record(spec.tensor, &data, &spec.scheme.to_string(), size, exact);
                 files.insert(data, spec.bytes() - scale_bytes);
                 files.extend(scales.map(|file| (file, scale_bytes)));
             }
@@ -234,7 +236,9 @@ impl Job<'_> {
                 let (values, gains) = (width * self.plan.hidden as u64, self.plan.ple_dim as u64);
                 let tensor = names::PER_LAYER_PROJECTION;
                 let file = layout::PER_LAYER_PROJECTION;
-                all.record(tensor, file, "fp16", (values, values * 2), false);
+                let shape = [width as usize, self.plan.hidden];
+                let exact = self.is_fp16(tensor, &shape)?;
+                all.record(tensor, file, "fp16", (values, values * 2), exact);
                 files.insert(file.to_string(), values * 2);
                 let (tensor, file) = (names::PER_LAYER_NORM, layout::PER_LAYER_NORM);
                 all.record(tensor, file, "fp32", (gains, gains * 4), true);
@@ -304,7 +308,9 @@ impl Job<'_> {
                 all.tensors.extend(tensors);
             } else if package.weights_of.is_none() {
                 for weight in &chunk.weights {
-                    let exact = weight.binding.source_shape.len() == 1;
+                    let binding = &weight.binding;
+                    let exact = weight.scheme == Scheme::Fp16
+                        && self.is_fp16(&binding.tensor, &binding.source_shape)?;
                     all.weight(weight, exact);
                 }
             }
@@ -410,6 +416,17 @@ impl Job<'_> {
         Ok(Some(values.iter().flat_map(|v| v.to_le_bytes()).collect()))
     }
 
+    /// Whether a tensor is likely to be fp16 without an error: it is stored so, or has few values in bf16, which only those below
+    /// 2^-16 are too fine for.
+    fn is_fp16(&self, tensor: &str, shape: &[usize]) -> Result<bool> {
+        let view = self.checkpoint.tensor(tensor, shape)?;
+        Ok(match view.dtype() {
+            StoredDType::F16 => true,
+            StoredDType::Bf16 => view.len() <= FEW,
+            StoredDType::F32 => false,
+        })
+    }
+
     /// `model_config.json`, and `provenance.json` with records of everything that was collected.
     fn add_facts(&self, all: &mut Collected) -> Result<()> {
         let config = self.config().to_json()?.len() as u64;
@@ -449,6 +466,9 @@ impl Job<'_> {
 
 /// As long as any SHA-256 in hex.
 const UNKNOWN_SHA256: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+/// Values of which in weights of common size (0.02) one is below 2^-16, about.
+const FEW: usize = 2048;
 
 /// Errors of a tensor with as many digits as most have: six.
 const TYPICAL: (f64, f64) = (20.1234, 0.012_345_6);
