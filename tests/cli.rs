@@ -8,7 +8,8 @@ use std::process::{Command, Output, Stdio};
 use program::*;
 use serde_json::Value;
 
-const VERBS: [&str; 12] = [
+const VERBS: [&str; 13] = [
+    "plan",
     "calibrate",
     "convert",
     "inspect",

@@ -72,6 +72,11 @@ impl Staging {
         self.root.join("journal")
     }
 
+    /// The staging directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Where the result will stand.
     pub fn output(&self) -> &Path {
         &self.output

@@ -17,6 +17,7 @@ mod interrupt;
 mod pack;
 mod package_view;
 mod parity;
+mod plan;
 mod recipes;
 mod source;
 mod sweep;
@@ -56,6 +57,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Predict what a conversion makes and takes: bytes, disk, memory, time; reads no matrix
+    Plan(plan::Args),
     /// Convert a checkpoint to a bundle
     Convert(convert::Args),
     /// Measure what goes into the linear layers of a checkpoint, for quantizers
@@ -105,6 +108,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> i32 {
     interrupt::install();
     let console = Console::new(cli.format, cli.quiet, cli.verbose);
     let result = match cli.verb {
+        Verb::Plan(args) => plan::run(&args, &console),
         Verb::Convert(args) => convert::run(&args, &console),
         Verb::Calibrate(args) => calibrate::run(&args, &console),
         Verb::Inspect(args) => inspect::run(&args, &console),

@@ -39,7 +39,7 @@ impl<'a> Build<'a> {
         let (kept, left): (Vec<Named<'_, 'a>>, Vec<Named<'_, 'a>>) =
             units.iter().partition(|(name, _)| resumed.contains(name));
         for (name, unit) in kept {
-            self.progress.advance(self.elements(name, unit));
+            self.progress.advance(self.job.elements(name, unit));
         }
         for lane in 0..LANES {
             files::remove(&content.with_file_name(aside(lane)))?;
@@ -49,7 +49,7 @@ impl<'a> Build<'a> {
             .partition(|(_, unit)| matches!(unit, Unit::Package(p) if p.weights_of.is_some()));
         for mut left in [own, heirs] {
             // The largest first, so that the lanes end together.
-            left.sort_by_key(|(name, unit)| Reverse(self.bytes(name, unit)));
+            left.sort_by_key(|(name, unit)| Reverse(self.job.elements(name, unit)));
             left.reverse();
             journal = self.side_by_side(left, content, journal)?;
         }

@@ -9,6 +9,8 @@ mod coremltools;
 mod crash;
 mod determinism;
 mod faults;
+#[cfg(unix)]
+mod forecast;
 mod helpers;
 mod opening;
 mod rewrite;
