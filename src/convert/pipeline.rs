@@ -4,6 +4,7 @@ use super::Options;
 use super::error::{Error, Result};
 use super::facts::Job;
 use super::journal::{Done, Journal};
+use super::lanes;
 use super::report::{Report, Stages, peak_rss, totals};
 use super::task::Task;
 use super::units::Unit;
@@ -11,6 +12,7 @@ use crate::bundle::provenance::FileRecord;
 use crate::bundle::staging::Staging;
 use crate::bundle::{Bundle, files, layout};
 use crate::checkpoint::{Checkpoint, Tokenizer, stop_ids};
+use crate::failpoint;
 use crate::gemma::ModelPlan;
 use crate::progress::Progress;
 use crate::recipe::Recipe;
@@ -159,6 +161,7 @@ impl Build<'_> {
             .collect();
         let files = self.write_facts(&content, fingerprint, &done)?;
         self.stages.time("check", || Bundle::open(&content))?;
+        failpoint::reach("facts.checked");
         Ok(Built {
             files,
             done,
@@ -202,12 +205,18 @@ impl Build<'_> {
     fn open_journal(&self, key: &str, content: &Path) -> Result<Journal> {
         let path = self.staging.journal();
         if let Some(mut journal) = Journal::resume(&path, key)? {
+            // Before the room on the disk is measured.
+            lanes::clear(content)?;
             journal.verify(content)?;
+            failpoint::reach("resume.verified");
             return Ok(journal);
         }
         self.staging.clear()?;
         self.staging.content()?;
-        Ok(Journal::create(&path, key)?)
+        failpoint::reach("resume.cleared");
+        let journal = Journal::create(&path, key)?;
+        self.staging.sync()?;
+        Ok(journal)
     }
 
     /// Refuses to begin what will not fit.
@@ -230,6 +239,7 @@ impl Build<'_> {
     ) -> Result<BTreeMap<String, FileRecord>> {
         let path = content.join(layout::MODEL_CONFIG);
         files::write_synced(&path, self.job.config().to_json()?.as_bytes())?;
+        failpoint::reach("facts.config");
         let config = Done {
             unit: "config".to_string(),
             files: BTreeMap::from([(layout::MODEL_CONFIG.to_string(), files::record(&path)?)]),
@@ -239,6 +249,7 @@ impl Build<'_> {
         let provenance = self.job.provenance(fingerprint, &all);
         let path = content.join(layout::PROVENANCE);
         files::write_synced(&path, provenance.to_json()?.as_bytes())?;
+        failpoint::reach("facts.provenance");
         let mut files_written = provenance.files;
         files_written.insert(layout::PROVENANCE.to_string(), files::record(&path)?);
         Ok(files_written)

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::error::{Error, Result};
 use super::steady::SteadyFile;
+use crate::failpoint;
 
 /// Bytes of the file header, of a blob's metadata, and the alignment of everything.
 pub const HEADER_BYTES: u64 = 64;
@@ -198,6 +199,7 @@ impl BlobFile {
             header,
             hash: Sha256::new(),
         });
+        failpoint::reach("blob.begun");
         Ok(())
     }
 
@@ -206,7 +208,9 @@ impl BlobFile {
         if let Some(open) = &mut self.open {
             open.hash.update(bytes);
         }
-        self.push(bytes)
+        self.push(bytes)?;
+        failpoint::reach("blob.data");
+        Ok(())
     }
 
     /// Ends the blob. Answers its metadata offset and key.
@@ -273,7 +277,10 @@ impl BlobFile {
     pub fn finish(mut self) -> Result<()> {
         let header = file_header(self.count);
         self.flush()
-            .and_then(|()| self.file.seek(SeekFrom::Start(0)))
+            .and_then(|()| {
+                failpoint::reach("weights.unpatched");
+                self.file.seek(SeekFrom::Start(0))
+            })
             .and_then(|_| self.file.write_all(&header))
             .and_then(|()| self.file.finish())
             .map_err(Error::io("cannot write", &self.path))

@@ -10,6 +10,8 @@ mod crash;
 mod determinism;
 mod faults;
 mod helpers;
+#[cfg(all(unix, debug_assertions))]
+mod kills;
 mod opening;
 mod rewrite;
 mod values;
