@@ -304,6 +304,34 @@ mod tests {
     }
 
     #[test]
+    fn what_an_installed_output_left_is_deleted() {
+        for (replace, left) in [
+            (false, ["lock", "journal"]),
+            (true, ["journal", "unit0"]),
+            (false, ["old", "lock"]),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let output = dir.path().join("b");
+            let staging = Staging::lock(&output, false).unwrap();
+            fill(&staging, "one");
+            let root = staging.root.clone();
+            staging.install().unwrap();
+            fs::create_dir(&root).unwrap();
+            for name in left {
+                fs::write(root.join(name), "").unwrap();
+            }
+            let locked = Staging::lock(&output, replace);
+            assert_eq!(locked.is_ok(), replace);
+            let expected = if replace { 2 } else { 1 };
+            assert_eq!(entries(dir.path()), expected, "{left:?}");
+            if locked.is_ok() {
+                assert_eq!(entries(&root), 1);
+            }
+            assert_eq!(read(&output), "one");
+        }
+    }
+
+    #[test]
     fn death_between_the_renames_of_a_replacement_loses_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let output = dir.path().join("b");
