@@ -5,6 +5,7 @@ use super::error::{Error, Result};
 use super::facts::Job;
 use super::forecast::Forecast;
 use super::journal::{Done, Journal};
+use super::lanes;
 use super::report::{Report, Stages, notes, peak_rss, totals};
 use super::room::{self, Room};
 use super::task::Task;
@@ -13,6 +14,7 @@ use crate::bundle::provenance::FileRecord;
 use crate::bundle::staging::Staging;
 use crate::bundle::{Bundle, files, layout};
 use crate::checkpoint::{Checkpoint, Tokenizer, stop_ids};
+use crate::failpoint;
 use crate::gemma::ModelPlan;
 use crate::progress::Progress;
 use crate::recipe::Recipe;
@@ -228,6 +230,7 @@ impl Build<'_> {
             .collect();
         let files = self.write_facts(&content, fingerprint, &done)?;
         self.stages.time("check", || Bundle::open(&content))?;
+        failpoint::reach("facts.checked");
         Ok(Built {
             files,
             done,
@@ -272,12 +275,18 @@ impl Build<'_> {
     fn open_journal(&self, key: &str, content: &Path) -> Result<Journal> {
         let path = self.staging.journal();
         if let Some(mut journal) = Journal::resume(&path, key)? {
+            // Before the room on the disk is measured.
+            lanes::clear(content)?;
             journal.verify(content)?;
+            failpoint::reach("resume.verified");
             return Ok(journal);
         }
         self.staging.clear()?;
         self.staging.content()?;
-        Ok(Journal::create(&path, key)?)
+        failpoint::reach("resume.cleared");
+        let journal = Journal::create(&path, key)?;
+        self.staging.sync()?;
+        Ok(journal)
     }
 
     /// Writes `model_config.json` and `provenance.json`; returns every file of the bundle.
@@ -289,6 +298,7 @@ impl Build<'_> {
     ) -> Result<BTreeMap<String, FileRecord>> {
         let path = content.join(layout::MODEL_CONFIG);
         files::write_synced(&path, self.job.config().to_json()?.as_bytes())?;
+        failpoint::reach("facts.config");
         let config = Done {
             unit: "config".to_string(),
             files: BTreeMap::from([(layout::MODEL_CONFIG.to_string(), files::record(&path)?)]),
@@ -298,6 +308,7 @@ impl Build<'_> {
         let provenance = self.job.provenance(fingerprint, &all);
         let path = content.join(layout::PROVENANCE);
         files::write_synced(&path, provenance.to_json()?.as_bytes())?;
+        failpoint::reach("facts.provenance");
         let mut files_written = provenance.files;
         files_written.insert(layout::PROVENANCE.to_string(), files::record(&path)?);
         Ok(files_written)

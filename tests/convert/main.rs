@@ -12,6 +12,8 @@ mod faults;
 #[cfg(unix)]
 mod forecast;
 mod helpers;
+#[cfg(all(unix, debug_assertions))]
+mod kills;
 mod opening;
 mod rewrite;
 mod sharding;
