@@ -1,6 +1,6 @@
 //! Named moments at which a test may end the process, to see what the next run makes of what is left.
 //!
-//! They exist in builds with debug assertions; in others [`reach`] is empty.
+//! They exist in builds with debug assertions; in others to pass one is no code.
 
 /// Every point, in the order in which a conversion comes by.
 #[cfg(debug_assertions)]

@@ -23,7 +23,7 @@ const WORKERS: usize = 3;
 /// Kills that must have happened.
 const LEAST: usize = 50;
 
-/// What a child process does: the work, the point at which it dies, the how manieth time there, the output, and a file to
+/// What a child process does: the work, the point at which it dies, at which passing (from 1), the output, and a file to
 /// which it writes a line per unit begun. One a line.
 const CHILD: &str = "GEMMA_COREML_TEST_KILL";
 
@@ -77,7 +77,7 @@ impl Work {
     }
 }
 
-/// One output, and the deaths on the way to it: point and the how manieth time there.
+/// One output, and the deaths on the way to it: at which point, at which passing of it (from 1).
 type Case = (Work, &'static [(&'static str, usize)]);
 
 const CASES: &[Case] = &[
