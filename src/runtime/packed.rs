@@ -4,6 +4,7 @@
 //! A weight of shape `[n0, n1, ...]` is seen as `n0` rows of `n1 * n2 * ...` columns. Palettes with one LUT per row, fp16 and
 //! int8 with one scale per row are multiplied as they are stored; rows of other forms are decoded when they are needed.
 
+use super::error::{Error, Result};
 use super::kernels::codec::RowCoding;
 use super::kernels::kernel::Kernel;
 use super::kernels::math::round_f16;
@@ -371,6 +372,34 @@ impl PackedWeight {
                 self.decode_row(first + row, &mut to[..self.cols]);
             }),
         }
+    }
+
+    /// [`PackedWeight::multiply`] of all rows with `vectors` vectors of `cols` values.
+    ///
+    /// # Errors
+    /// [`Error::TensorLength`] when `x` or `out` is of another length.
+    pub fn multiply_all(
+        &self,
+        kernel: Kernel,
+        x: &[f32],
+        vectors: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        for (shape, got) in [
+            ([vectors, self.cols], x.len()),
+            ([self.rows, vectors], out.len()),
+        ] {
+            let expected = shape[0].saturating_mul(shape[1]);
+            if expected != got {
+                return Err(Error::TensorLength {
+                    shape: shape.to_vec(),
+                    expected,
+                    got,
+                });
+            }
+        }
+        self.multiply(kernel, 0, &self.vectors(x, vectors), out);
+        Ok(())
     }
 }
 

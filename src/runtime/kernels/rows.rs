@@ -7,6 +7,9 @@ use crate::runtime::packed::PackedWeight;
 /// Rows are shared among threads in runs of a multiple of this: the usual group of a palette.
 const ROW_RUN: usize = 32;
 
+/// So many multiplications of a packed weight take the time of one of plain rows.
+const PACKED_SPEED: usize = 4;
+
 /// The rows of a weight.
 #[derive(Clone, Copy)]
 pub(crate) enum Rows<'a> {
@@ -45,7 +48,7 @@ impl Rows<'_> {
         match self {
             Rows::Packed(weight) => {
                 let (kernel, x) = (Kernel::current(), weight.vectors(x, vectors));
-                for_rows(out, vectors, ROW_RUN, work, |start, out| {
+                for_rows(out, vectors, ROW_RUN, work / PACKED_SPEED, |start, out| {
                     weight.multiply(kernel, first + start, &x, out);
                     add_bias(first + start, out);
                 });
