@@ -4,7 +4,7 @@ pub(crate) use super::lanes::LANES;
 use rayon::prelude::*;
 
 /// From so many multiplications on, rows are shared among threads.
-const PARALLEL_WORK: usize = 1 << 17;
+pub(crate) const PARALLEL_WORK: usize = 1 << 17;
 
 /// Multiplications of a run of rows that are worth handing over.
 const SHORTEST_RUN: usize = PARALLEL_WORK / 2;

@@ -1,6 +1,6 @@
 //! Products of the rows of a weight with vectors.
 
-use super::dot::{dot, for_rows};
+use super::dot::{PARALLEL_WORK, dot, for_rows};
 use super::kernel::Kernel;
 use crate::runtime::packed::PackedWeight;
 
@@ -9,6 +9,11 @@ const ROW_RUN: usize = 32;
 
 /// So many multiplications of a packed weight take the time of one of plain rows.
 const PACKED_SPEED: usize = 4;
+
+/// Whether the rows of a packed weight of so many elements are shared among threads, for one vector.
+pub(crate) fn is_shared(elements: usize) -> bool {
+    elements / PACKED_SPEED >= PARALLEL_WORK
+}
 
 /// The rows of a weight.
 #[derive(Clone, Copy)]
