@@ -294,7 +294,10 @@ impl Decoder {
                     what: format!("input `{}` has no value", feature.name),
                 })?);
             }
-            let results = team::run(threads, || model.run_held(inputs));
+            let results = match model.is_shared() {
+                true => team::run(threads, || model.run_held(inputs)),
+                false => threads.install(|| model.run_held(inputs)),
+            };
             let results = results.map_err(|source| Error::InChunk {
                 chunk: name.clone(),
                 position: *position,

@@ -84,21 +84,6 @@ impl PalettizedMatrix {
         vectors: usize,
         out: &mut [f32],
     ) -> Result<()> {
-        for (shape, got) in [
-            ([vectors, self.weight.cols()], x.len()),
-            ([self.weight.rows(), vectors], out.len()),
-        ] {
-            let expected = shape[0].saturating_mul(shape[1]);
-            if expected != got {
-                return Err(Error::TensorLength {
-                    shape: shape.to_vec(),
-                    expected,
-                    got,
-                });
-            }
-        }
-        self.weight
-            .multiply(kernel, 0, &self.weight.vectors(x, vectors), out);
-        Ok(())
+        self.weight.multiply_all(kernel, x, vectors, out)
     }
 }

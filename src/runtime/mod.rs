@@ -12,7 +12,8 @@
 //! ([`crate::mil::schema`]), no arithmetic and no shape inference: it derives every type itself and compares it with what
 //! the file declares.
 //!
-//! Results do not depend on the number of threads: work is shared by output rows, and every sum has a fixed order.
+//! Results do not depend on the number of threads: work is shared by output rows, and every sum has a fixed order. They depend
+//! on the [`Kernel`] that multiplies weights: AVX-512 and AVX2 give equal bits, the portable one others, within rounding.
 
 mod args;
 mod chain;

@@ -3,6 +3,7 @@
 use super::error::{Error, Result};
 use super::fuse::{Base, Located, Operands, Part, Source};
 use super::held::{Held, Strided};
+use super::kernels::rows;
 use super::kernels::strided::{View, copy};
 use super::ops::moves_only;
 use super::plan::{self, Action, Feature, Plan, Step};
@@ -57,6 +58,8 @@ pub struct Model {
     runs: u64,
     overflows: BTreeMap<usize, Overflow>,
     profile: Option<Profile>,
+    /// Whether a run has parts for several threads.
+    is_shared: bool,
 }
 
 impl Model {
@@ -111,8 +114,10 @@ impl Model {
                 false => zeros(&state.ty),
             });
         let initial = states.collect::<Result<Vec<_>>>()?;
+        let slots = slots.collect();
+        let is_shared = weights(&plan).any(|w| rows::is_shared(w.elements as usize));
         Ok(Self {
-            slots: slots.collect(),
+            slots,
             states: initial.clone(),
             initial,
             caches: vec![None; plan.caches.len()],
@@ -124,6 +129,7 @@ impl Model {
             runs: 0,
             overflows: BTreeMap::new(),
             profile: None,
+            is_shared,
         })
     }
 
@@ -174,13 +180,12 @@ impl Model {
 
     /// The weights that stay as they are stored.
     pub(crate) fn weights(&self) -> impl Iterator<Item = WeightUse> {
-        let values = self.plan.values.iter();
-        values.filter_map(|value| match &value.known {
-            Known::Constant(constant) if constant.decoded().is_none() => {
-                Some(constant.weight()?.usage())
-            }
-            _ => None,
-        })
+        weights(&self.plan)
+    }
+
+    /// Whether a run has parts that are worth other threads.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.is_shared
     }
 
     /// Zeroes the states and forgets runs and overflows.
@@ -439,6 +444,16 @@ fn free(slots: &mut [Option<Tensor>], pool: &mut Pool, dead: &[usize]) {
             pool.recycle(tensor);
         }
     }
+}
+
+/// The weights of a plan that stay as they are stored.
+fn weights(plan: &Plan) -> impl Iterator<Item = WeightUse> {
+    plan.values.iter().filter_map(|value| match &value.known {
+        Known::Constant(constant) if constant.decoded().is_none() => {
+            Some(constant.weight()?.usage())
+        }
+        _ => None,
+    })
 }
 
 /// Counts a step that began then, if steps are timed.

@@ -4,6 +4,7 @@
 //! A weight of shape `[n0, n1, ...]` is seen as `n0` rows of `n1 * n2 * ...` columns. Palettes with one LUT per row, fp16 and
 //! int8 with one scale per row are multiplied as they are stored; rows of other forms are decoded when they are needed.
 
+use super::error::{Error, Result};
 use super::kernels::codec::RowCoding;
 use super::kernels::kernel::Kernel;
 use super::kernels::math::round_f16;
@@ -372,274 +373,35 @@ impl PackedWeight {
             }),
         }
     }
+
+    /// [`PackedWeight::multiply`] of all rows with `vectors` vectors of `cols` values.
+    ///
+    /// # Errors
+    /// [`Error::TensorLength`] when `x` or `out` is of another length.
+    pub fn multiply_all(
+        &self,
+        kernel: Kernel,
+        x: &[f32],
+        vectors: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        for (shape, got) in [
+            ([vectors, self.cols], x.len()),
+            ([self.rows, vectors], out.len()),
+        ] {
+            let expected = shape[0].saturating_mul(shape[1]);
+            if expected != got {
+                return Err(Error::TensorLength {
+                    shape: shape.to_vec(),
+                    expected,
+                    got,
+                });
+            }
+        }
+        self.multiply(kernel, 0, &self.vectors(x, vectors), out);
+        Ok(())
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A repeatable stream of bytes.
-    fn noise(n: usize) -> Vec<u8> {
-        let mut state = 0x9e37_79b9u32;
-        (0..n)
-            .map(|_| {
-                state ^= state << 13;
-                state ^= state >> 17;
-                state ^= state << 5;
-                (state >> 11) as u8
-            })
-            .collect()
-    }
-
-    fn ramp(n: usize) -> Vec<f32> {
-        (0..n).map(|i| (i as f32 * 0.731).sin()).collect()
-    }
-
-    fn code(bytes: &[u8], bits: usize, i: usize) -> usize {
-        (0..bits)
-            .map(|b| {
-                let at = i * bits + b;
-                usize::from(bytes[at / 8] >> (at % 8) & 1) << b
-            })
-            .sum()
-    }
-
-    /// Decodes element by element from the definition in the MIL op's documentation.
-    fn by_definition(p: &Palette, bytes: &[u8]) -> Vec<f32> {
-        let rank = p.index_shape.len();
-        let vector = p.lut_shape[rank + 1];
-        let mut shape = p.index_shape.clone();
-        if vector > 1 {
-            shape[p.vector_axis] *= vector;
-        }
-        let total: usize = shape.iter().product();
-        (0..total)
-            .map(|mut flat| {
-                let mut at = vec![0; rank];
-                for d in (0..rank).rev() {
-                    at[d] = flat % shape[d];
-                    flat /= shape[d];
-                }
-                let mut lane = 0;
-                if vector > 1 {
-                    lane = at[p.vector_axis] % vector;
-                    at[p.vector_axis] /= vector;
-                }
-                let mut index = 0;
-                let mut group = 0;
-                let dims = at.iter().zip(&p.index_shape).zip(&p.lut_shape);
-                for ((&i, &n), &g) in dims {
-                    index = index * n + i;
-                    group = group * g + i * g / n;
-                }
-                let entry = code(bytes, p.bits as usize, index);
-                p.lut[(group * (1 << p.bits) + entry) * vector + lane]
-            })
-            .collect()
-    }
-
-    fn palette(
-        bits: u32,
-        index_shape: &[usize],
-        groups: &[usize],
-        vector: usize,
-        axis: usize,
-    ) -> Palette {
-        let mut lut_shape = groups.to_vec();
-        lut_shape.extend([1 << bits, vector]);
-        Palette {
-            bits,
-            index_shape: index_shape.to_vec(),
-            lut: ramp(lut_shape.iter().product()),
-            lut_shape,
-            vector_axis: axis,
-        }
-    }
-
-    #[test]
-    fn palettes_of_every_width_grouping_and_vector_decode_as_defined() {
-        for bits in [1, 2, 3, 4, 6, 8] {
-            for (index_shape, groups, vector, axis) in [
-                (vec![8, 6], vec![1, 1], 1, 0),
-                (vec![8, 6], vec![4, 1], 1, 0),
-                (vec![8, 7], vec![2, 1], 1, 0),
-                (vec![8, 6], vec![2, 3], 1, 0),
-                (vec![4, 6, 1, 1], vec![2, 1, 1, 1], 2, 0),
-                (vec![4, 6, 1, 1], vec![2, 3, 1, 1], 2, 1),
-                (vec![4, 3, 2], vec![1, 1, 2], 3, 2),
-                (vec![9], vec![3], 1, 0),
-            ] {
-                let p = palette(bits, &index_shape, &groups, vector, axis);
-                let elements: usize = index_shape.iter().product();
-                let bytes = noise((elements * bits as usize).div_ceil(8));
-                let want = by_definition(&p, &bytes);
-                let weight = PackedWeight::palette(p, Arc::new(bytes)).unwrap();
-                assert_eq!(weight.decode(), want, "{bits} {index_shape:?} {groups:?}");
-            }
-        }
-    }
-
-    /// Allowed difference of a product from that in f64, in f32 roundings of the sum of the terms' sizes: each of 16 partial
-    /// sums has a 16th of the terms.
-    const SUM_ROUNDINGS: f64 = 16.0;
-
-    /// Checks the products of all rows of a weight with 1 to 9 vectors, by every kernel, against f64 sums over decoded rows;
-    /// against runs that start elsewhere, to the bit; and AVX2 against AVX-512, to the bit.
-    fn check_products(weight: &PackedWeight, what: &str) {
-        let (rows, cols) = (weight.rows(), weight.cols());
-        let dense = weight.decode();
-        for vectors in [1, 2, 9] {
-            let x = ramp(cols * vectors);
-            let prepared = weight.vectors(&x, vectors);
-            let mut fused: Option<Vec<f32>> = None;
-            for kernel in Kernel::available() {
-                let what = format!("{what}: {rows} x {cols} x {vectors}, {}", kernel.name());
-                let mut got = vec![f32::NAN; rows * vectors];
-                weight.multiply(kernel, 0, &prepared, &mut got);
-                for (i, &got) in got.iter().enumerate() {
-                    let w = &dense[i / vectors * cols..][..cols];
-                    let x = &x[i % vectors * cols..][..cols];
-                    let terms = w.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x));
-                    let (sum, size) = terms.fold((0.0, 0.0), |(s, a), t| (s + t, a + t.abs()));
-                    let allowed = SUM_ROUNDINGS * size * f64::from(f32::EPSILON);
-                    let off = (f64::from(got) - sum).abs();
-                    assert!(off <= allowed, "{what}, at {i}: {got} for {sum}");
-                }
-                for first in 0..rows {
-                    let some = (rows - first).min(1 + first % 3);
-                    let mut part = vec![f32::NAN; some * vectors];
-                    weight.multiply(kernel, first, &prepared, &mut part);
-                    assert_eq!(part, got[first * vectors..][..some * vectors], "{what}");
-                }
-                if kernel.name() != "portable" {
-                    let fused = fused.get_or_insert_with(|| got.clone());
-                    assert_eq!(*fused, got, "{what}");
-                }
-            }
-        }
-    }
-
-    /// Bytes that start at every offset from an aligned address, with nothing behind them.
-    fn misaligned(bytes: &[u8], offset: usize) -> SharedBytes {
-        struct Behind(Vec<u8>, usize);
-        impl AsRef<[u8]> for Behind {
-            fn as_ref(&self) -> &[u8] {
-                &self.0[self.1..]
-            }
-        }
-        let mut all = vec![0xa5; offset];
-        all.extend_from_slice(bytes);
-        Arc::new(Behind(all, offset))
-    }
-
-    #[test]
-    fn products_of_palettes_of_every_width_length_and_group() {
-        for bits in [1, 2, 3, 4, 6, 8] {
-            for cols in (1..=300).step_by(7).chain([
-                8, 16, 24, 32, 40, 48, 64, 96, 128, 192, 256, 264, 272, 512, 520, 1024,
-            ]) {
-                let (rows, groups) = match cols % 3 {
-                    0 => (6, 3),
-                    1 => (21, 1),
-                    _ => (20, 2),
-                };
-                let p = palette(bits, &[rows, cols], &[groups, 1], 1, 0);
-                let bytes = noise((rows * cols * bits as usize).div_ceil(8));
-                let bytes = misaligned(&bytes, cols % 67);
-                let weight = PackedWeight::palette(p, bytes).unwrap();
-                let whole = (cols * bits as usize).is_multiple_of(8);
-                assert_eq!(weight.coded().is_some(), whole, "{bits} {cols}");
-                check_products(&weight, &format!("palette{bits}"));
-            }
-        }
-    }
-
-    #[test]
-    fn products_of_other_forms() {
-        for cols in [1, 5, 16, 63, 64, 65, 128, 200] {
-            let size = 11 * cols;
-            let halves: Vec<u8> = ramp(size)
-                .iter()
-                .flat_map(|&v| f16::from_f32(v).to_le_bytes())
-                .collect();
-            let plain = PackedWeight::plain(&[11, cols], Coding::F16, misaligned(&halves, 3));
-            check_products(&plain.unwrap(), "fp16");
-            for (coding, scale_shape, offset, direct) in [
-                (Coding::Signed(8), vec![11, 1], false, true),
-                (Coding::Signed(8), vec![1, 1], false, true),
-                (Coding::Signed(8), vec![11, 1], true, false),
-                (Coding::Unsigned(8), vec![11, 1], false, false),
-                (Coding::Signed(4), vec![11, cols], false, false),
-            ] {
-                let scales: usize = scale_shape.iter().product();
-                let blocks = Blocks {
-                    coding,
-                    scale_shape: scale_shape.clone(),
-                    scale: ramp(scales),
-                    offset: offset.then(|| vec![3.0; scales]),
-                    rounded: false,
-                };
-                let bytes = misaligned(&noise(size), cols);
-                let weight = PackedWeight::blocks(&[11, cols], blocks, bytes).unwrap();
-                assert_eq!(weight.coded().is_some(), direct);
-                check_products(&weight, &format!("{coding:?} {scale_shape:?}"));
-            }
-        }
-        let vectors = palette(4, &[4, 6, 1, 1], &[2, 1, 1, 1], 2, 0);
-        let weight = PackedWeight::palette(vectors, Arc::new(noise(12))).unwrap();
-        assert!(weight.coded().is_none());
-        check_products(&weight, "vectors");
-    }
-
-    #[test]
-    fn an_infinite_entry_of_a_lut_stays_out_of_rows_that_do_not_use_it() {
-        let mut p = palette(4, &[2, 2], &[1, 1], 1, 0);
-        p.lut[0] = f32::INFINITY;
-        let (one, two) = (p.lut[1], p.lut[2]);
-        let weight = PackedWeight::palette(p, Arc::new(vec![0x21, 0x01])).unwrap();
-        for kernel in Kernel::available() {
-            let mut out = [0.0; 2];
-            weight.multiply(kernel, 0, &weight.vectors(&[1.0, 2.0], 1), &mut out);
-            assert_eq!(out, [one + 2.0 * two, f32::INFINITY]);
-        }
-    }
-
-    #[test]
-    fn blocks_scale_and_shift() {
-        // int4 -8 -1 7 1 -2 3, packed as weight.bin packs them.
-        let bytes = vec![0xf8, 0x17, 0x3e];
-        let blocks = Blocks {
-            coding: Coding::Signed(4),
-            scale_shape: vec![2, 1],
-            scale: vec![0.5, 2.0],
-            offset: Some(vec![1.0, -1.0]),
-            rounded: false,
-        };
-        let weight = PackedWeight::blocks(&[2, 3], blocks, Arc::new(bytes)).unwrap();
-        assert_eq!(weight.decode(), [-4.5, -1.0, 3.0, 4.0, -2.0, 8.0]);
-        let blocks = Blocks {
-            coding: Coding::Unsigned(8),
-            scale_shape: vec![1, 2],
-            scale: vec![1.0, 10.0],
-            offset: None,
-            rounded: false,
-        };
-        let weight = PackedWeight::blocks(&[2, 4], blocks, Arc::new((1..9).collect::<Vec<u8>>()));
-        assert_eq!(
-            weight.unwrap().decode(),
-            [1.0, 2.0, 30.0, 40.0, 5.0, 6.0, 70.0, 80.0]
-        );
-    }
-
-    #[test]
-    fn too_few_bytes_and_shapes_that_do_not_fit_are_refused() {
-        let bytes: SharedBytes = Arc::new(vec![0u8; 11]);
-        assert!(PackedWeight::palette(palette(4, &[4, 6], &[1, 1], 1, 0), bytes.clone()).is_none());
-        assert!(PackedWeight::palette(palette(3, &[4, 6], &[1, 1], 1, 0), bytes.clone()).is_some());
-        assert!(PackedWeight::palette(palette(3, &[4, 6], &[3, 1], 1, 0), bytes.clone()).is_none());
-        assert!(PackedWeight::palette(palette(3, &[4, 6], &[1, 1], 2, 2), bytes.clone()).is_none());
-        assert!(PackedWeight::plain(&[2, 3], Coding::F16, bytes.clone()).is_none());
-        assert!(PackedWeight::plain(&[1, 5], Coding::F16, bytes.clone()).is_some());
-        assert!(PackedWeight::plain(&[], Coding::F16, bytes).is_none());
-    }
-}
+mod tests;

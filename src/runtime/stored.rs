@@ -1,6 +1,7 @@
 //! The weights of a package without its arithmetic: what the constants of a function hold, decoded on demand.
 
 use super::error::{Error, Result};
+use super::kernels::kernel::Kernel;
 use super::plan;
 use super::value::Constant;
 use crate::package::ReadFunction;
@@ -36,6 +37,33 @@ impl StoredWeights {
     /// Shape of a constant; `None` where there is none of that name.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.constants.get(name).map(|c| c.ty().shape.as_slice())
+    }
+
+    /// Whether a constant is a weight that is multiplied without being decoded as a whole: a constexpr result, or fp16 of rank
+    /// 2 and more.
+    pub fn is_weight(&self, name: &str) -> bool {
+        self.constants
+            .get(name)
+            .is_some_and(|c| c.weight().is_some())
+    }
+
+    /// The products of all rows of a weight (its first dim; the others are columns) with `vectors` vectors, one after another
+    /// in `x`, into `out`: row-major `[rows, vectors]`. As the interpreter computes them, on the calling thread.
+    ///
+    /// # Errors
+    /// [`Error::UnknownValue`] where [`StoredWeights::is_weight`] is false; [`Error::TensorLength`] when `x` or `out` is of
+    /// another length.
+    pub fn multiply(
+        &self,
+        name: &str,
+        kernel: Kernel,
+        x: &[f32],
+        vectors: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let weight = self.constants.get(name).and_then(|c| c.weight());
+        let weight = weight.ok_or_else(|| Error::UnknownValue(name.to_owned()))?;
+        weight.multiply_all(kernel, x, vectors, out)
     }
 
     /// Elements from `start` on, row-major, into `out`: one group of rows of a matrix, say.

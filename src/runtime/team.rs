@@ -56,6 +56,7 @@ fn look_for_work(running: &AtomicBool) {
 mod tests {
     use super::*;
     use rayon::prelude::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
 
     #[test]
     fn parallel_sections_run_and_a_panic_ends_the_waiting() {
@@ -68,7 +69,8 @@ mod tests {
             });
             let want: Vec<u64> = (0..50u64).map(|n| (0..1000 * n).sum()).collect();
             assert_eq!(sums, want);
-            let failed = std::panic::catch_unwind(|| run(&pool, || assert!(threads > 5)));
+            let fail = AssertUnwindSafe(|| run(&pool, || assert!(threads > 5)));
+            let failed = catch_unwind(fail);
             assert!(failed.is_err());
             assert_eq!(run(&pool, || 7), 7);
         }

@@ -1,7 +1,6 @@
 //! How the values of a row are decoded 16 at a time.
 
 use super::lanes::{LANES, Lanes};
-use std::marker::PhantomData;
 
 /// Codings of rows that are multiplied as they are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,13 +55,15 @@ pub(super) trait Codec<V: Lanes>: Copy {
     const BYTES: usize;
     /// Entries of a LUT.
     const ENTRIES: usize;
+    /// Most rows side by side: as many as leave registers for the LUT.
+    const ROWS: usize = 8;
     /// What is read of a block.
     type Block: Copy;
 
     /// For a LUT of [`Codec::ENTRIES`] entries, which must stay while the codec is used.
     unsafe fn new(lut: &[f32]) -> Self;
     /// Reads a block: [`Codec::BYTES`] bytes, which must stay while the block is used.
-    unsafe fn block(from: *const u8) -> Self::Block;
+    unsafe fn block(self, from: *const u8) -> Self::Block;
     /// The next 16 values of a block, [`Codec::STEPS`] times.
     unsafe fn next(self, block: &mut Self::Block) -> V::Floats;
 }
@@ -89,7 +90,7 @@ impl<V: Lanes, const BITS: u32> Codec<V> for Codes16<V, BITS> {
     }
 
     #[inline(always)]
-    unsafe fn block(from: *const u8) -> V::Words {
+    unsafe fn block(self, from: *const u8) -> V::Words {
         unsafe {
             match BITS {
                 3 => V::words24(from),
@@ -124,7 +125,7 @@ impl<V: Lanes> Codec<V> for Codes64<V> {
     }
 
     #[inline(always)]
-    unsafe fn block(from: *const u8) -> V::Words {
+    unsafe fn block(self, from: *const u8) -> V::Words {
         unsafe { V::words24(from) }
     }
 
@@ -140,31 +141,28 @@ impl<V: Lanes> Codec<V> for Codes64<V> {
 
 /// Indices of 8 bits.
 #[derive(Clone, Copy)]
-pub(super) struct Codes256<V: Lanes>(*const f32, PhantomData<V>);
+pub(super) struct Codes256<V: Lanes>(V::Table256);
 
 impl<V: Lanes> Codec<V> for Codes256<V> {
     const STEPS: usize = PLAIN_STEPS;
     const BYTES: usize = PLAIN_STEPS * LANES;
     const ENTRIES: usize = 256;
-    type Block = *const u8;
+    const ROWS: usize = 4;
+    type Block = V::Found;
 
     #[inline(always)]
     unsafe fn new(lut: &[f32]) -> Self {
-        Self(lut[..256].as_ptr(), PhantomData)
+        Self(unsafe { V::table256(lut[..256].as_ptr()) })
     }
 
     #[inline(always)]
-    unsafe fn block(from: *const u8) -> *const u8 {
-        from
+    unsafe fn block(self, from: *const u8) -> V::Found {
+        unsafe { V::look_up256(self.0, from) }
     }
 
     #[inline(always)]
-    unsafe fn next(self, block: &mut *const u8) -> V::Floats {
-        unsafe {
-            let values = V::look_up256(self.0, *block);
-            *block = block.wrapping_add(LANES);
-            values
-        }
+    unsafe fn next(self, block: &mut V::Found) -> V::Floats {
+        unsafe { V::found(self.0, block) }
     }
 }
 
@@ -184,7 +182,7 @@ impl<V: Lanes> Codec<V> for Halves {
     }
 
     #[inline(always)]
-    unsafe fn block(from: *const u8) -> *const u8 {
+    unsafe fn block(self, from: *const u8) -> *const u8 {
         from
     }
 
@@ -214,7 +212,7 @@ impl<V: Lanes> Codec<V> for Int8 {
     }
 
     #[inline(always)]
-    unsafe fn block(from: *const u8) -> *const u8 {
+    unsafe fn block(self, from: *const u8) -> *const u8 {
         from
     }
 

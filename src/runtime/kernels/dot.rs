@@ -4,7 +4,10 @@ pub(crate) use super::lanes::LANES;
 use rayon::prelude::*;
 
 /// From so many multiplications on, rows are shared among threads.
-const PARALLEL_WORK: usize = 1 << 17;
+pub(crate) const PARALLEL_WORK: usize = 1 << 17;
+
+/// Multiplications of a run of rows that are worth handing over.
+const SHORTEST_RUN: usize = PARALLEL_WORK / 2;
 
 /// Sums the partial sums pairwise.
 pub(crate) fn reduce(mut lanes: [f32; LANES]) -> f32 {
@@ -65,8 +68,9 @@ pub(crate) fn for_rows(
     if threads < 2 || rows < 2 || work < PARALLEL_WORK {
         return f(0, out);
     }
-    // Some runs more than threads, so that a late thread does not hold up the rest.
-    let run = rows.div_ceil(threads * 4).next_multiple_of(align);
+    // Some runs more than threads, so that a late thread does not hold up the rest, but none too short.
+    let runs = (work / SHORTEST_RUN).clamp(threads, threads * 4) / threads * threads;
+    let run = rows.div_ceil(runs).next_multiple_of(align);
     out.par_chunks_mut(run * width)
         .enumerate()
         .for_each(|(i, rows)| f(i * run, rows));

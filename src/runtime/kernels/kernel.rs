@@ -35,7 +35,11 @@ impl Kernel {
             if avx2 {
                 all.push(Self(Set::Avx2));
             }
-            if avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
+            if avx2
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vbmi")
+            {
                 all.push(Self(Set::Avx512));
             }
         }
@@ -47,7 +51,7 @@ impl Kernel {
         Self::available().into_iter().find(|k| k.name() == name)
     }
 
-    /// `portable`, `avx2` or `avx512`.
+    /// `portable`, `avx2` (with FMA and F16C) or `avx512` (F, BW and VBMI: Ice Lake, Zen 4 and later).
     pub fn name(self) -> &'static str {
         match self.0 {
             Set::Portable => "portable",

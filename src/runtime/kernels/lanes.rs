@@ -22,6 +22,10 @@ pub(crate) trait Lanes: Copy {
     type Table16: Copy;
     /// A table of 64 f32.
     type Table64: Copy;
+    /// A table of 256 f32.
+    type Table256: Copy;
+    /// 64 bytes that are being looked up.
+    type Found: Copy;
 
     /// Rows of palette indices that are multiplied side by side.
     const ROWS: usize;
@@ -48,8 +52,12 @@ pub(crate) trait Lanes: Copy {
     unsafe fn table64(from: *const f32) -> Self::Table64;
     /// Looks up the low 6 bits of every word.
     unsafe fn look_up64(table: Self::Table64, words: Self::Words) -> Self::Floats;
-    /// Looks up 16 bytes in 256 f32.
-    unsafe fn look_up256(table: *const f32, from: *const u8) -> Self::Floats;
+    /// A table from 256 f32, which must stay.
+    unsafe fn table256(from: *const f32) -> Self::Table256;
+    /// Begins to look up 64 bytes, which must stay.
+    unsafe fn look_up256(table: Self::Table256, from: *const u8) -> Self::Found;
+    /// What the next 16 of the bytes stand for.
+    unsafe fn found(table: Self::Table256, found: &mut Self::Found) -> Self::Floats;
     /// 16 fp16: 32 bytes.
     unsafe fn halves(from: *const u8) -> Self::Floats;
     /// 16 int8: 16 bytes.
@@ -72,12 +80,32 @@ unsafe fn bytes<const N: usize>(from: *const u8) -> [u8; N] {
     unsafe { from.cast::<[u8; N]>().read() }
 }
 
+/// Entries of a table of 256 for the next 16 bytes.
+///
+/// # Safety
+/// `table` must point to 256 f32, `from` to 16 bytes.
+#[inline(always)]
+pub(super) unsafe fn entries(table: *const f32, from: &mut *const u8) -> [f32; LANES] {
+    let mut values = [0.0; LANES];
+    // SAFETY: the caller vouches for the memory; a byte is less than 256.
+    unsafe {
+        let codes = bytes::<LANES>(*from);
+        for (value, code) in values.iter_mut().zip(codes) {
+            *value = *table.add(usize::from(code));
+        }
+    }
+    *from = from.wrapping_add(LANES);
+    values
+}
+
 // SAFETY of all methods: pure Rust, except for the reads and writes that the caller vouches for.
 impl Lanes for Portable {
     type Floats = [f32; LANES];
     type Words = [u32; LANES];
     type Table16 = [f32; 16];
     type Table64 = [f32; 64];
+    type Table256 = *const f32;
+    type Found = *const u8;
 
     const ROWS: usize = 1;
 
@@ -148,9 +176,18 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    unsafe fn look_up256(table: *const f32, from: *const u8) -> Self::Floats {
-        let bytes = unsafe { bytes::<LANES>(from) };
-        bytes.map(|b| unsafe { *table.add(usize::from(b)) })
+    unsafe fn table256(from: *const f32) -> *const f32 {
+        from
+    }
+
+    #[inline(always)]
+    unsafe fn look_up256(_: *const f32, from: *const u8) -> *const u8 {
+        from
+    }
+
+    #[inline(always)]
+    unsafe fn found(table: *const f32, found: &mut *const u8) -> Self::Floats {
+        unsafe { entries(table, found) }
     }
 
     #[inline(always)]

@@ -201,10 +201,16 @@ impl<'a> CodedRows<'a> {
             let mut at = 0;
             // SAFETY: `from` has `run` rows, `x` the columns of whole blocks.
             unsafe {
-                if V::ROWS >= 8 {
+                if V::ROWS >= 8 && C::ROWS >= 8 {
                     while run - at >= 8 {
                         products::<V, C, 8>(codec, &from[at * bytes..], bytes, x, &mut out[at..]);
                         at += 8;
+                    }
+                }
+                if V::ROWS >= 8 && C::ROWS < 8 {
+                    while run - at >= 4 {
+                        products::<V, C, 4>(codec, &from[at * bytes..], bytes, x, &mut out[at..]);
+                        at += 4;
                     }
                 }
                 if V::ROWS >= 2 {
@@ -261,7 +267,7 @@ unsafe fn products<V: Lanes, C: Codec<V>, const R: usize>(
         let mut sums = [V::zero(); R];
         for b in 0..blocks {
             let block = rows.as_ptr().add(b * C::BYTES);
-            let mut parts = [C::block(block); R];
+            let mut parts = [codec.block(block); R];
             up_to_8!(r < R => {
                 let at = block.add(r * row_bytes);
                 // The same place of the rows that come next.
@@ -269,7 +275,7 @@ unsafe fn products<V: Lanes, C: Codec<V>, const R: usize>(
                 if C::BYTES > LINE {
                     V::prefetch(at.wrapping_add(R * row_bytes + LINE));
                 }
-                parts[r] = C::block(at);
+                parts[r] = codec.block(at);
             });
             for step in 0..C::STEPS {
                 let x = V::load(x.add((b * C::STEPS + step) * LANES));
@@ -283,7 +289,7 @@ unsafe fn products<V: Lanes, C: Codec<V>, const R: usize>(
                 let rest = &rows[r * row_bytes + blocks * C::BYTES..(r + 1) * row_bytes];
                 let mut padded = [0u8; LARGEST_BLOCK];
                 padded[..rest.len()].copy_from_slice(rest);
-                let mut part = C::block(padded.as_ptr());
+                let mut part = codec.block(padded.as_ptr());
                 for step in 0..C::STEPS {
                     let x = V::load(x.add((blocks * C::STEPS + step) * LANES));
                     sums[r] = V::multiply_add(codec.next(&mut part), x, sums[r]);
@@ -356,10 +362,10 @@ unsafe fn decode<V: Lanes, C: Codec<V>>(codec: C, row: &[u8], to: &mut [f32]) {
         // SAFETY: a whole block, or one copied to as many bytes; `to` has room for its values.
         unsafe {
             let mut block = if from.len() == C::BYTES {
-                C::block(from.as_ptr())
+                codec.block(from.as_ptr())
             } else {
                 padded[..from.len()].copy_from_slice(from);
-                C::block(padded.as_ptr())
+                codec.block(padded.as_ptr())
             };
             for step in 0..C::STEPS {
                 let values = codec.next(&mut block);
@@ -390,6 +396,10 @@ unsafe fn tiles<V: Lanes>(x: &Vectors, out: &mut [f32], source: &mut impl Source
             while x.count - v >= 4 {
                 columns::<V, 4>(&tile, here, x, v, out);
                 v += 4;
+            }
+            while x.count - v >= 2 {
+                columns::<V, 2>(&tile, here, x, v, out);
+                v += 2;
             }
             while v < x.count {
                 columns::<V, 1>(&tile, here, x, v, out);
@@ -492,7 +502,7 @@ pub(crate) fn multiply_decoded(
 /// # Safety
 /// Needs the instructions it is compiled for; rows and vectors must fit.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx2,fma,f16c")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx2,fma,f16c")]
 unsafe fn coded_avx512(rows: &CodedRows<'_>, first: usize, x: &Vectors, out: &mut [f32]) {
     // SAFETY: the caller's.
     unsafe { rows.run::<Avx512>(first, x, out) }
@@ -510,7 +520,7 @@ unsafe fn coded_avx2(rows: &CodedRows<'_>, first: usize, x: &Vectors, out: &mut 
 /// # Safety
 /// Needs the instructions it is compiled for.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx2,fma,f16c")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx2,fma,f16c")]
 unsafe fn decoded_avx512(x: &Vectors, out: &mut [f32], decode: impl FnMut(usize, &mut [f32])) {
     // SAFETY: the caller's.
     unsafe { tiles::<Avx512>(x, out, &mut Decoded(decode)) }

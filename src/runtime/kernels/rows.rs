@@ -1,11 +1,19 @@
 //! Products of the rows of a weight with vectors.
 
-use super::dot::{dot, for_rows};
+use super::dot::{PARALLEL_WORK, dot, for_rows};
 use super::kernel::Kernel;
 use crate::runtime::packed::PackedWeight;
 
 /// Rows are shared among threads in runs of a multiple of this: the usual group of a palette.
 const ROW_RUN: usize = 32;
+
+/// So many multiplications of a packed weight take the time of one of plain rows.
+const PACKED_SPEED: usize = 4;
+
+/// Whether the rows of a packed weight of so many elements are shared among threads, for one vector.
+pub(crate) fn is_shared(elements: usize) -> bool {
+    elements / PACKED_SPEED >= PARALLEL_WORK
+}
 
 /// The rows of a weight.
 #[derive(Clone, Copy)]
@@ -45,7 +53,7 @@ impl Rows<'_> {
         match self {
             Rows::Packed(weight) => {
                 let (kernel, x) = (Kernel::current(), weight.vectors(x, vectors));
-                for_rows(out, vectors, ROW_RUN, work, |start, out| {
+                for_rows(out, vectors, ROW_RUN, work / PACKED_SPEED, |start, out| {
                     weight.multiply(kernel, first + start, &x, out);
                     add_bias(first + start, out);
                 });

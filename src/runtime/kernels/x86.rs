@@ -1,9 +1,9 @@
 //! [`Lanes`] in AVX-512 and in AVX2 with FMA and F16C.
 
-use super::lanes::Lanes;
+use super::lanes::{Lanes, entries};
 use std::arch::x86_64::*;
 
-/// AVX-512 F and BW, with FMA and F16C.
+/// AVX-512 F, BW and VBMI, with FMA and F16C.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512;
 
@@ -14,13 +14,78 @@ pub(crate) struct Avx2;
 /// For each word of three bytes its place in 16 bytes; the fourth byte is zero.
 const SPREAD: [i8; 16] = [0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1];
 
-// SAFETY of all methods: the caller has AVX-512 F and BW and F16C, and vouches for the memory behind pointers; every load
+/// A table of 256 fp16 as their low and their high bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Planes {
+    low: [__m512i; 4],
+    high: [__m512i; 4],
+    /// Whether every entry is an fp16 value; otherwise it is looked up in `lut`.
+    exact: bool,
+    lut: *const f32,
+}
+
+/// 64 looked up fp16, the next first; or where their codes are.
+#[derive(Clone, Copy)]
+pub(crate) struct Found {
+    halves: [__m512i; 2],
+    from: *const u8,
+}
+
+/// 32 f32 as fp16, and whether they are the same.
+///
+/// # Safety
+/// Needs AVX-512 F, and 32 f32 at `from`.
+#[inline(always)]
+unsafe fn halves_of(from: *const f32) -> (__m512i, bool) {
+    // SAFETY: the caller's.
+    unsafe {
+        let (a, b) = (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16)));
+        let (half_a, half_b) = (_mm512_cvtps_ph::<0>(a), _mm512_cvtps_ph::<0>(b));
+        let (back_a, back_b) = (_mm512_cvtph_ps(half_a), _mm512_cvtph_ps(half_b));
+        let same_a = _mm512_cmpeq_epi32_mask(_mm512_castps_si512(a), _mm512_castps_si512(back_a));
+        let same_b = _mm512_cmpeq_epi32_mask(_mm512_castps_si512(b), _mm512_castps_si512(back_b));
+        let halves = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(half_a), half_b);
+        (halves, (same_a & same_b) == u16::MAX)
+    }
+}
+
+/// Indices of the low (0) or high (1) bytes of 64 words of two registers.
+///
+/// # Safety
+/// Needs AVX-512 F.
+#[inline(always)]
+unsafe fn bytes_of(which: u8) -> __m512i {
+    let mut indices = [0u8; 64];
+    for (i, index) in indices.iter_mut().enumerate() {
+        *index = 2 * i as u8 + which;
+    }
+    // SAFETY: 64 bytes; the caller has the instruction.
+    unsafe { _mm512_loadu_si512(indices.as_ptr().cast()) }
+}
+
+/// Looks up 64 bytes in 256.
+///
+/// # Safety
+/// Needs AVX-512 BW and VBMI.
+#[inline(always)]
+unsafe fn look_up_bytes(table: [__m512i; 4], codes: __m512i) -> __m512i {
+    // SAFETY: the caller has the instructions. A permutation of two registers looks at the low 7 bits of an index.
+    unsafe {
+        let low = _mm512_permutex2var_epi8(table[0], codes, table[1]);
+        let high = _mm512_permutex2var_epi8(table[2], codes, table[3]);
+        _mm512_mask_blend_epi8(_mm512_movepi8_mask(codes), low, high)
+    }
+}
+
+// SAFETY of all methods: the caller has AVX-512 F, BW and VBMI and F16C, and vouches for the memory behind pointers; every load
 // and store used is of the kind that needs no alignment.
 impl Lanes for Avx512 {
     type Floats = __m512;
     type Words = __m512i;
     type Table16 = __m512;
     type Table64 = [__m512; 4];
+    type Table256 = Planes;
+    type Found = Found;
 
     const ROWS: usize = 8;
 
@@ -99,10 +164,65 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn look_up256(table: *const f32, from: *const u8) -> __m512 {
+    unsafe fn table256(from: *const f32) -> Planes {
         unsafe {
-            let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()));
-            _mm512_i32gather_ps::<4>(codes, table)
+            let mut low = [_mm512_setzero_si512(); 4];
+            let mut high = low;
+            let mut exact = true;
+            let mut i = 0;
+            while i < 4 {
+                let (a, exact_a) = halves_of(from.add(64 * i));
+                let (b, exact_b) = halves_of(from.add(64 * i + 32));
+                exact &= exact_a && exact_b;
+                low[i] = _mm512_permutex2var_epi8(a, bytes_of(0), b);
+                high[i] = _mm512_permutex2var_epi8(a, bytes_of(1), b);
+                i += 1;
+            }
+            Planes {
+                low,
+                high,
+                exact,
+                lut: from,
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn look_up256(table: Planes, from: *const u8) -> Found {
+        unsafe {
+            if !table.exact {
+                let none = _mm512_setzero_si512();
+                return Found {
+                    halves: [none; 2],
+                    from,
+                };
+            }
+            let spread = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+            let codes = _mm512_permutexvar_epi64(spread, _mm512_loadu_si512(from.cast()));
+            let low = look_up_bytes(table.low, codes);
+            let high = look_up_bytes(table.high, codes);
+            // The codes were spread so that interleaving within each quarter gives them in order.
+            let halves = [
+                _mm512_unpacklo_epi8(low, high),
+                _mm512_unpackhi_epi8(low, high),
+            ];
+            Found { halves, from }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn found(table: Planes, found: &mut Found) -> __m512 {
+        unsafe {
+            if !table.exact {
+                let values = entries(table.lut, &mut found.from);
+                return _mm512_loadu_ps(values.as_ptr());
+            }
+            let [a, b] = found.halves;
+            found.halves = [
+                _mm512_alignr_epi64::<4>(b, a),
+                _mm512_alignr_epi64::<4>(b, b),
+            ];
+            _mm512_cvtph_ps(_mm512_castsi512_si256(a))
         }
     }
 
@@ -145,6 +265,8 @@ impl Lanes for Avx2 {
     type Table16 = [__m256; 2];
     /// The address: gathered from.
     type Table64 = *const f32;
+    type Table256 = *const f32;
+    type Found = *const u8;
 
     const ROWS: usize = 2;
 
@@ -241,15 +363,19 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn look_up256(table: *const f32, from: *const u8) -> Self::Floats {
-        unsafe {
-            let low = _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()));
-            let high = _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.add(8).cast()));
-            [
-                _mm256_i32gather_ps::<4>(table, low),
-                _mm256_i32gather_ps::<4>(table, high),
-            ]
-        }
+    unsafe fn table256(from: *const f32) -> *const f32 {
+        from
+    }
+
+    #[inline(always)]
+    unsafe fn look_up256(_: *const f32, from: *const u8) -> *const u8 {
+        from
+    }
+
+    #[inline(always)]
+    unsafe fn found(table: *const f32, found: &mut *const u8) -> Self::Floats {
+        // Loads one by one are faster than gathers where those are microcode.
+        unsafe { Self::load(entries(table, found).as_ptr()) }
     }
 
     #[inline(always)]
