@@ -12,6 +12,9 @@
 //! ([`crate::mil::schema`]), no arithmetic and no shape inference: it derives every type itself and compares it with what
 //! the file declares.
 //!
+//! In f32 several ops run as one step where that gives the same: attention over the keys that the mask shows, caches changed
+//! in place, RMS norms, RoPE. [`Model::load_plain`] and [`DecodeOptions::plain`] run every op by itself, to compare with.
+//!
 //! Results do not depend on the number of threads: work is shared by output rows, and every sum has a fixed order. They depend
 //! on the [`Kernel`] that multiplies weights: AVX-512 and AVX2 give equal bits, the portable one others, within rounding.
 

@@ -163,6 +163,21 @@ impl Model {
         })
     }
 
+    /// Steps of a run: ops, or what several of them were fused to.
+    pub fn steps(&self) -> usize {
+        self.plan.steps.len()
+    }
+
+    /// Elements of constants that are held decoded; weights of products and tables are read as they are stored.
+    pub fn decoded_elements(&self) -> usize {
+        let constants = self.plan.values.iter().zip(&self.slots);
+        constants
+            .filter(|(value, _)| matches!(value.known, Known::Constant(_)))
+            .filter_map(|(_, slot)| slot.as_ref())
+            .map(Tensor::len)
+            .sum()
+    }
+
     /// Overflows so far, in the order of the ops. Always empty in f32.
     pub fn overflows(&self) -> impl Iterator<Item = &Overflow> {
         self.overflows.values()
@@ -338,6 +353,9 @@ impl Model {
     }
 
     fn execute(&mut self) -> Result<()> {
+        /// Operands that need no list of their own.
+        const FEW: usize = 4;
+        let empty = Tensor::empty();
         for step in &self.plan.steps {
             let begun = self.profile.is_some().then(Instant::now);
             let undefined = |value: usize| Error::UndefinedValue {
@@ -355,12 +373,20 @@ impl Model {
                 time(&mut self.profile, step, begun);
                 continue;
             }
-            let mut inputs = Vec::with_capacity(step.inputs.len());
-            for &index in &step.inputs {
-                inputs.push(self.slots[index].as_ref().ok_or_else(|| undefined(index))?);
+            let (mut few, mut many) = ([&empty; FEW], Vec::new());
+            if step.inputs.len() > FEW {
+                many.resize(step.inputs.len(), &empty);
             }
+            let inputs = match many.as_mut_slice() {
+                [] => &mut few[..step.inputs.len()],
+                many => many,
+            };
+            for (input, &index) in inputs.iter_mut().zip(&step.inputs) {
+                *input = self.slots[index].as_ref().ok_or_else(|| undefined(index))?;
+            }
+            let inputs: &[&Tensor] = inputs;
             let mut results = match &step.action {
-                Action::Compute(kernel) => kernel(&inputs, &mut self.pool)?,
+                Action::Compute(kernel) => kernel(inputs, &mut self.pool)?,
                 Action::ReadState(state) => vec![self.states[*state].clone()],
                 Action::WriteState(state) => {
                     self.states[*state] = inputs[0].clone();
@@ -369,7 +395,7 @@ impl Model {
                 Action::Update(update) => {
                     let cache = self.caches[update.cache].as_mut();
                     let cache = cache.ok_or_else(|| undefined(step.inputs[0]))?;
-                    update.run(&step.op, cache, &inputs)?;
+                    update.run(&step.op, cache, inputs)?;
                     Vec::new()
                 }
                 Action::Copy(_) | Action::Attention(_) => Vec::new(),

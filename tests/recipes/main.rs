@@ -10,6 +10,7 @@ mod files;
 #[path = "../common/fixtures.rs"]
 mod fixtures;
 mod functions;
+mod fused;
 mod recall;
 
 use cases::*;

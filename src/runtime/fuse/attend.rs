@@ -18,7 +18,7 @@ pub(super) const BLOCK: usize = 8;
 const GROUP: usize = 4;
 
 /// Columns of V that they take at once.
-const TILE: usize = 32;
+const TILE: usize = 16;
 
 /// Keys after which they go on to the next columns: their part of V stays in the cache.
 const KEYS: usize = 64;
@@ -30,27 +30,36 @@ widest! {
     /// `out[key][row] = q[row] · keys[key]`; `q` is `[BLOCK, d]`.
     fn scores(q: &[f32], keys: &[&[f32]], out: &mut [[f32; BLOCK]]) {
         let d = q.len() / BLOCK;
+        let (low, high) = q.split_at(GROUP * d);
         for (out, key) in out.iter_mut().zip(keys) {
-            for (out, rows) in out.as_chunks_mut::<GROUP>().0.iter_mut().zip(q.chunks_exact((GROUP * d).max(1))) {
-                let mut sums = [[0.0; LANES]; GROUP];
-                let (blocks, rest) = key.as_chunks::<LANES>();
-                for (at, block) in blocks.iter().enumerate() {
-                    for (row, sums) in sums.iter_mut().enumerate() {
-                        let x = &rows[row * d + at * LANES..];
-                        if let Some(x) = x.first_chunk::<LANES>() {
-                            accumulate(sums, x, block);
-                        }
-                    }
-                }
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let x = &rows[(row + 1) * d - rest.len()..];
-                    for (lane, (x, y)) in sums.iter_mut().zip(x.iter().zip(rest)) {
-                        *lane += x * y;
-                    }
-                    out[row] = reduce(*sums);
-                }
-            }
+            let (a, b) = out.split_at_mut(GROUP);
+            dots(low, key, a);
+            dots(high, key, b);
         }
+    }
+}
+
+/// The inner products of four rows with a key. The sums have names, so that they stay in registers.
+#[inline(always)]
+fn dots(rows: &[f32], key: &[f32], out: &mut [f32]) {
+    let d = key.len();
+    let row = |i: usize| rows[i * d..(i + 1) * d].as_chunks::<LANES>();
+    let ((x0, r0), (x1, r1), (x2, r2), (x3, r3)) = (row(0), row(1), row(2), row(3));
+    let (mut s0, mut s1) = ([0.0; LANES], [0.0; LANES]);
+    let (mut s2, mut s3) = ([0.0; LANES], [0.0; LANES]);
+    let (blocks, rest) = key.as_chunks::<LANES>();
+    let rows = x0.iter().zip(x1).zip(x2).zip(x3);
+    for (block, (((x0, x1), x2), x3)) in blocks.iter().zip(rows) {
+        accumulate(&mut s0, x0, block);
+        accumulate(&mut s1, x1, block);
+        accumulate(&mut s2, x2, block);
+        accumulate(&mut s3, x3, block);
+    }
+    for (out, (mut sums, x)) in out.iter_mut().zip([(s0, r0), (s1, r1), (s2, r2), (s3, r3)]) {
+        for (lane, (x, y)) in sums.iter_mut().zip(x.iter().zip(rest)) {
+            *lane += x * y;
+        }
+        *out = reduce(sums);
     }
 }
 
@@ -60,27 +69,8 @@ widest! {
         let n = out.len() / BLOCK;
         for (weights, values) in weights.chunks(KEYS).zip(values.chunks(KEYS)) {
             for tile in 0..n / TILE {
-                for group in 0..BLOCK / GROUP {
-                    let place = |row: usize| (group * GROUP + row) * n + tile * TILE;
-                    let mut sums = [[0.0f32; TILE]; GROUP];
-                    for (row, sums) in sums.iter_mut().enumerate() {
-                        sums.copy_from_slice(&out[place(row)..place(row) + TILE]);
-                    }
-                    for (weights, value) in weights.iter().zip(values) {
-                        let Some(value) = value[first + tile * TILE..].first_chunk::<TILE>() else {
-                            continue;
-                        };
-                        for (row, sums) in sums.iter_mut().enumerate() {
-                            let weight = weights[group * GROUP + row];
-                            for (sum, v) in sums.iter_mut().zip(value) {
-                                *sum += weight * v;
-                            }
-                        }
-                    }
-                    for (row, sums) in sums.iter().enumerate() {
-                        out[place(row)..place(row) + TILE].copy_from_slice(sums);
-                    }
-                }
+                tiles::<0>(weights, values, (first, tile * TILE), out);
+                tiles::<GROUP>(weights, values, (first, tile * TILE), out);
             }
             let rest = n / TILE * TILE..n;
             for (weights, value) in weights.iter().zip(values) {
@@ -93,6 +83,44 @@ widest! {
                 }
             }
         }
+    }
+}
+
+#[inline(always)]
+fn add(sums: &mut [f32; TILE], weight: f32, value: &[f32; TILE]) {
+    for i in 0..TILE {
+        sums[i] += weight * value[i];
+    }
+}
+
+/// Four rows of [`weighted`] from row `ROW` on, over the columns of a tile. The sums have names, so that they stay in
+/// registers.
+#[inline(always)]
+fn tiles<const ROW: usize>(
+    weights: &[[f32; BLOCK]],
+    values: &[&[f32]],
+    (first, column): (usize, usize),
+    out: &mut [f32],
+) {
+    let n = out.len() / BLOCK;
+    let place = |row: usize| (ROW + row) * n + column..(ROW + row) * n + column + TILE;
+    let load = |row: usize| {
+        let mut sums = [0.0f32; TILE];
+        sums.copy_from_slice(&out[place(row)]);
+        sums
+    };
+    let (mut s0, mut s1, mut s2, mut s3) = (load(0), load(1), load(2), load(3));
+    for (weights, value) in weights.iter().zip(values) {
+        let Some(value) = value[first + column..].first_chunk::<TILE>() else {
+            continue;
+        };
+        add(&mut s0, weights[ROW], value);
+        add(&mut s1, weights[ROW + 1], value);
+        add(&mut s2, weights[ROW + 2], value);
+        add(&mut s3, weights[ROW + 3], value);
+    }
+    for (row, sums) in [s0, s1, s2, s3].iter().enumerate() {
+        out[place(row)].copy_from_slice(sums);
     }
 }
 
