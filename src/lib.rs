@@ -10,6 +10,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod convert;
 pub mod evaluate;
+pub mod failpoint;
 pub mod gemma;
 pub mod graph;
 pub mod mil;

@@ -8,11 +8,13 @@ use std::process::{Command, Output, Stdio};
 use program::*;
 use serde_json::Value;
 
-const VERBS: [&str; 11] = [
+const VERBS: [&str; 13] = [
+    "plan",
     "calibrate",
     "convert",
     "inspect",
     "decode",
+    "bench",
     "parity",
     "sweep",
     "pack",
@@ -293,6 +295,42 @@ fn decode_gives_the_json_of_its_contract() {
     };
     assert_eq!(sampled("1"), sampled("1"));
     assert!((2..6).any(|seed| sampled(&seed.to_string()) != sampled("1")));
+}
+
+#[test]
+fn bench_counts_what_a_token_reads() {
+    for kernel in [&[][..], &["--kernel", "portable"]] {
+        let args = ["bench", path(bundle()), "-n", "3", "--format", "json"];
+        let output = json(&[&args[..], &["--context-tokens", "2"], kernel].concat());
+        assert!(output["tokens_per_second"].as_f64().unwrap() > 0.0);
+        assert_eq!(output["tokens"], 3);
+        // Two before, three timed, eight profiled.
+        assert_eq!(output["position"], 13);
+        let sum = |field: &str| -> u64 {
+            let codings = output["codings"].as_array().unwrap();
+            codings.iter().map(|c| c[field].as_u64().unwrap()).sum()
+        };
+        assert_eq!(output["weight_bytes_per_token"], sum("bytes_per_token"));
+        // 4-bit palettes in weight.bin: half a byte a weight and their LUTs; each weight in one of the chunks.
+        let stored: u64 = ["chunk1", "chunk2", "chunk3", "chunk4"]
+            .iter()
+            .map(|chunk| {
+                let weights = "Data/com.apple.CoreML/weights/weight.bin";
+                let file = bundle().join(format!("{chunk}.mlpackage")).join(weights);
+                std::fs::metadata(file).unwrap().len()
+            })
+            .sum();
+        assert!(sum("bytes_per_token") <= stored);
+        assert!(sum("bytes_per_token") * 10 >= stored * 9, "{output}");
+        assert!(output["cache_bytes_per_token"].as_u64().unwrap() > 0);
+        let used = output["kernel"].as_str().unwrap();
+        assert!(kernel.is_empty() || used == "portable");
+        assert!(!output["profile"].as_array().unwrap().is_empty());
+    }
+    bad(&["bench", path(bundle()), "--kernel", "sse9"], USAGE);
+    bad(&["bench", path(bundle()), "-n", "0"], USAGE);
+    let text = bad(&["bench", path(bundle()), "-n", "999999"], INVALID);
+    assert!(text.contains("context"), "{text}");
 }
 
 #[test]

@@ -159,3 +159,66 @@ fn a_bundle_with_a_chunk_of_another_context_exits_3_and_names_both() {
     good(&convert(&model, &out, &["--only", "chunk4"]));
     good(&["decode", path(&out), "--tokens", "2,5", "-n", "1"]);
 }
+
+#[test]
+fn plan_prints_what_convert_makes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, out) = (fixture("e4b-tiny"), dir.path().join("b"));
+    let flags = ["-r", "swa4-int4", "--context", "64", "--threads", "1"];
+    let plan = [&["plan", path(&model)], &flags[..]].concat();
+    let text = good(&plan);
+    for part in [
+        "chunk4",
+        "palette4-g32",
+        "embed_tokens_q8.bin",
+        "an estimate",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let about = json(&[&plan[..], &["--format", "json"]].concat());
+    let report = json(&convert(
+        &model,
+        &out,
+        &[&flags[..], &["--format", "json"]].concat(),
+    ));
+    assert_eq!(report["plan"], about);
+    for (name, file) in about["files"].as_object().unwrap() {
+        let bytes = std::fs::metadata(out.join(name)).unwrap().len();
+        if file["exact"] == true {
+            assert_eq!(file["bytes"], bytes, "{name}");
+        }
+    }
+    // The tables that `convert` begins with are those of `plan`.
+    std::fs::remove_dir_all(&out).unwrap();
+    let converted = good(&convert(&model, &out, &flags));
+    let tables = text.split("file ").next().unwrap().trim_end();
+    assert!(converted.starts_with(tables), "{converted}");
+    let needs = text.lines().find(|l| l.starts_with("needs ")).unwrap();
+    assert!(converted.contains(needs), "{converted}");
+    // What a conversion is refused for, a plan is.
+    for more in [
+        &["--set", "no_such_tensor=fp16"][..],
+        &["--context", "999999"],
+    ] {
+        let flags = [&["plan", path(&model)], more].concat();
+        let text = bad(&flags, INVALID);
+        assert!(text.contains("hint: "), "{text}");
+    }
+    bad(&["plan", path(&out)], INVALID);
+}
+
+#[test]
+fn convert_refuses_what_has_no_room_with_5() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("b");
+    let model = fixture("dense-tiny");
+    // More threads than any machine has memory for.
+    let text = hinted(
+        &convert(&model, &out, &["--threads", "100000000"]),
+        RESOURCES,
+    );
+    assert!(text.contains("not enough memory"), "{text}");
+    assert!(text.contains("bytes needed at most"), "{text}");
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+}

@@ -2,7 +2,7 @@
 #![cfg(target_os = "linux")]
 
 use gemma_coreml::checkpoint::{Checkpoint, TextConfig};
-use gemma_coreml::convert::{Options, convert};
+use gemma_coreml::convert::{Options, convert, forecast};
 use gemma_coreml::gemma::ModelPlan;
 use gemma_coreml::progress::NoProgress;
 use gemma_coreml::recipe::Recipe;
@@ -21,6 +21,9 @@ const LARGE: usize = 65536;
 /// What the peak may grow by, in bytes: far less than any large tensor (33 MB as fp16), more than the allocator's mood
 /// and the LUTs and scales (0.3 MB), which do grow.
 const ALLOWED: u64 = 16 << 20;
+
+/// What the predicted peak may exceed the measured one by, in bytes.
+const SURPLUS: u64 = 48 << 20;
 
 /// A checkpoint with the geometry of a fixture, another vocabulary and wider rows, in bf16.
 fn synthetic(dir: &Path, vocab: usize) -> PathBuf {
@@ -62,6 +65,14 @@ fn synthetic(dir: &Path, vocab: usize) -> PathBuf {
     dir.to_path_buf()
 }
 
+fn options() -> Options {
+    Options {
+        threads: Some(2),
+        context: Some(64),
+        ..Options::default()
+    }
+}
+
 /// Anonymous resident memory of this process, bytes.
 fn anonymous() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
@@ -101,11 +112,7 @@ fn peak_does_not_grow_with_the_model() {
         let peaks = [SMALL, LARGE].map(|vocab| {
             let model = synthetic(&dir.path().join(format!("m{vocab}")), vocab);
             let out = dir.path().join(format!("b{vocab}"));
-            let options = Options {
-                threads: Some(2),
-                context: Some(64),
-                ..Options::default()
-            };
+            let options = options();
             peak(|| {
                 let checkpoint = Checkpoint::open(&model).unwrap();
                 convert(&checkpoint, &recipe, &out, &options, &NoProgress).unwrap();
@@ -118,5 +125,14 @@ fn peak_does_not_grow_with_the_model() {
             peaks[1] >> 20
         );
         assert!(peaks[1] <= peaks[0] + ALLOWED, "{}: {peaks:?}", recipe.name);
+        let checkpoint = Checkpoint::open(&dir.path().join(format!("m{LARGE}"))).unwrap();
+        let predicted = forecast(&checkpoint, &recipe, &options()).unwrap().memory;
+        println!("predicted {} MB", predicted >> 20);
+        assert!(
+            (peaks[1]..peaks[1] + SURPLUS).contains(&predicted),
+            "{}: {} measured, {predicted} predicted",
+            recipe.name,
+            peaks[1]
+        );
     }
 }

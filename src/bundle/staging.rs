@@ -14,6 +14,7 @@
 
 use super::error::{Error, Result, writing};
 use super::{files, layout};
+use crate::failpoint;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 
@@ -33,7 +34,8 @@ pub struct Staging {
 
 impl Staging {
     /// Locks `output` for building. An existing output is [`Error::Exists`] unless `replace`; then it must look like a
-    /// bundle (or be an empty directory). An interrupted replacement is brought back to one of its two sound states.
+    /// bundle (or be an empty directory). An interrupted replacement is brought back to one of its two sound states, and
+    /// what a process left that died when its output was in place is deleted, whatever comes of the call.
     pub fn lock(output: &Path, replace: bool) -> Result<Self> {
         let output = std::path::absolute(output).map_err(writing(output))?;
         let Some(root) = files::partial_sibling(&output) else {
@@ -42,7 +44,7 @@ impl Staging {
                 reason: "not a name for a directory",
             });
         };
-        if !root.join("old").exists() {
+        if !root.exists() {
             check_output(&output, replace)?;
         }
         let lock = acquire(&root)?;
@@ -72,9 +74,20 @@ impl Staging {
         self.root.join("journal")
     }
 
+    /// The staging directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Where the result will stand.
     pub fn output(&self) -> &Path {
         &self.output
+    }
+
+    /// Brings the names in the staging directory, and its own, to the disk.
+    pub fn sync(&self) -> Result<()> {
+        files::sync_dir(&self.root)?;
+        self.root.parent().map_or(Ok(()), files::sync_dir)
     }
 
     /// Throws away what earlier runs left.
@@ -96,17 +109,18 @@ impl Staging {
         let old = self.root.join("old");
         if fs::symlink_metadata(&self.output).is_ok() {
             fs::rename(&self.output, &old).map_err(writing(&self.output))?;
+            failpoint::reach("install.between");
         }
         fs::rename(&content, &self.output).map_err(writing(&self.output))?;
-        if let Some(parent) = self.output.parent() {
-            files::sync_dir(parent)?;
-        }
+        self.sync()?;
+        failpoint::reach("install.done");
         self.discard()
     }
 
     /// Removes the staging directory and all it holds.
     pub fn discard(self) -> Result<()> {
         self.clear()?;
+        failpoint::reach("discard.cleared");
         // The lock file goes last, still held: whoever opened it meanwhile sees that its path is gone and begins anew.
         files::remove(&self.root.join(LOCK))?;
         let _ = fs::remove_dir(&self.root); // not empty when the next process is already in
@@ -121,17 +135,19 @@ impl Staging {
         }
     }
 
-    /// After a crash between the two renames of a replacement the old output is put back; after a crash behind them
-    /// it is deleted.
+    /// After a crash between the two renames of a replacement the old output is put back; after a crash behind the last
+    /// rename, which leaves no content, what remains is deleted.
     fn recover(&self) -> Result<()> {
         let old = self.root.join("old");
-        if fs::symlink_metadata(&old).is_err() {
-            return Ok(());
-        }
         if fs::symlink_metadata(&self.output).is_ok() {
-            files::remove(&old)
-        } else {
+            match self.root.join("content").exists() {
+                true => files::remove(&old),
+                false => self.clear(),
+            }
+        } else if fs::symlink_metadata(&old).is_ok() {
             fs::rename(&old, &self.output).map_err(writing(&self.output))
+        } else {
+            Ok(())
         }
     }
 }
@@ -290,6 +306,34 @@ mod tests {
             Staging::lock(&file, true),
             Err(Error::NotABundle { .. })
         ));
+    }
+
+    #[test]
+    fn what_an_installed_output_left_is_deleted() {
+        for (replace, left) in [
+            (false, ["lock", "journal"]),
+            (true, ["journal", "unit0"]),
+            (false, ["old", "lock"]),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let output = dir.path().join("b");
+            let staging = Staging::lock(&output, false).unwrap();
+            fill(&staging, "one");
+            let root = staging.root.clone();
+            staging.install().unwrap();
+            fs::create_dir(&root).unwrap();
+            for name in left {
+                fs::write(root.join(name), "").unwrap();
+            }
+            let locked = Staging::lock(&output, replace);
+            assert_eq!(locked.is_ok(), replace);
+            let expected = if replace { 2 } else { 1 };
+            assert_eq!(entries(dir.path()), expected, "{left:?}");
+            if locked.is_ok() {
+                assert_eq!(entries(&root), 1);
+            }
+            assert_eq!(read(&output), "one");
+        }
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! `convert`: a checkpoint to a bundle.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,11 +9,13 @@ use serde_json::{Value, json};
 use super::Threads;
 use super::console::{Console, human_bytes, table};
 use super::failure::{Code, Failure, OrFail, Result};
+use super::plan;
 use super::recipes::load_recipe;
 use super::source::{check_place, hub_id, open_model};
 use crate::bundle;
 use crate::calibrate::Stats;
-use crate::convert::{self, Fault, Options, Report, ResolvedChunk};
+use crate::checkpoint::Checkpoint;
+use crate::convert::{self, Conversion, Fault, Forecast, Options, Report};
 use crate::gemma::ModelPlan;
 use crate::recipe::{DEFAULT, Recipe, Rule};
 
@@ -60,18 +61,6 @@ pub struct Args {
 pub fn run(args: &Args, console: &Console) -> Result<()> {
     let recipe = chosen_recipe(args)?;
     let checkpoint = open_model(&args.model, console)?;
-    let plan = ModelPlan::new(checkpoint.config()).or_invalid()?;
-    let mut chunks = convert::resolve(&plan, &recipe).map_err(failure)?;
-    if let Some(only) = &args.only {
-        chunks.retain(|c| c.spec.name == *only);
-    }
-    if !console.json() {
-        console.line(&format!("recipe {}: {}", recipe.name, recipe.description))?;
-        console.print(&scheme_table(&chunks))?;
-        if let Some(line) = experts_line(&plan) {
-            console.line(&line)?;
-        }
-    }
     let options = Options {
         threads: (args.threads.threads > 0).then_some(args.threads.threads),
         force: args.force,
@@ -81,13 +70,39 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         palettes: None,
         model_id: hub_id(&args.model),
         weight_file_limit: None,
+        room: None,
     };
-    let report =
-        convert::convert(&checkpoint, &recipe, &args.output, &options, console).map_err(failure)?;
-    for note in &report.notes {
+    let conversion = Conversion::prepare(&checkpoint, &recipe, &args.output, &options);
+    let conversion = conversion.map_err(failure)?;
+    if let Err(failure) = announce(&recipe, conversion.forecast(), &checkpoint, console) {
+        conversion.cancel();
+        return Err(failure);
+    }
+    let forecast = conversion.forecast().clone();
+    let report = conversion.run(console).map_err(failure)?;
+    print(&report, &forecast, args.only.as_deref(), console)
+}
+
+/// What is about to be made.
+fn announce(
+    recipe: &Recipe,
+    forecast: &Forecast,
+    checkpoint: &Checkpoint,
+    console: &Console,
+) -> Result<()> {
+    for note in &forecast.notes {
         console.warn(note);
     }
-    print(&report, &chunks, console)
+    if console.json() {
+        return Ok(());
+    }
+    console.line(&format!("recipe {}: {}", recipe.name, recipe.description))?;
+    console.print(&plan::tables(forecast))?;
+    let model = ModelPlan::new(checkpoint.config()).or_invalid()?;
+    if let Some(line) = experts_line(&model) {
+        console.line(&line)?;
+    }
+    console.print(&plan::totals(forecast))
 }
 
 /// The statistics named, if any.
@@ -113,7 +128,7 @@ fn chosen_recipe(args: &Args) -> Result<Recipe> {
     recipe.with_rules(&args.set).or_invalid()
 }
 
-fn failure(error: convert::Error) -> Failure {
+pub(super) fn failure(error: convert::Error) -> Failure {
     let failure = Failure::from_error(Code::Invalid, &error);
     let failure = match &error {
         convert::Error::Bundle(bundle::Error::Exists { .. }) => {
@@ -141,44 +156,8 @@ pub fn with_fault(failure: Failure, error: &convert::Error) -> Failure {
     }
 }
 
-/// One row per scheme and reason; a weight that did not fit its scheme has a row of its own.
-fn scheme_table(chunks: &[ResolvedChunk]) -> String {
-    let mut groups: BTreeMap<(String, String, String), (usize, u64, u64)> = BTreeMap::new();
-    for weight in convert::own_weights(chunks).flat_map(|c| &c.weights) {
-        let alone = weight.reason.starts_with("otherwise");
-        let tensor = match alone {
-            true => weight.binding.tensor.clone(),
-            false => String::new(),
-        };
-        let key = (weight.scheme.to_string(), weight.reason.clone(), tensor);
-        let sum = groups.entry(key).or_default();
-        sum.0 += 1;
-        sum.1 += weight.elements;
-        sum.2 += weight.bytes;
-    }
-    let rows: Vec<Vec<String>> = groups
-        .into_iter()
-        .map(|((scheme, reason, tensor), (count, elements, bytes))| {
-            vec![
-                scheme,
-                count.to_string(),
-                elements.to_string(),
-                bytes.to_string(),
-                match tensor.as_str() {
-                    "" => reason,
-                    name => format!("{reason}: {name}"),
-                },
-            ]
-        })
-        .collect();
-    table(
-        &["scheme", ">weights", ">values", ">bytes", "chosen by"],
-        &rows,
-    )
-}
-
 /// What it costs that a package computes every expert, for a model that has experts.
-fn experts_line(plan: &ModelPlan) -> Option<String> {
+pub(super) fn experts_line(plan: &ModelPlan) -> Option<String> {
     let (moe, cost) = (plan.moe?, plan.moe_cost()?);
     Some(format!(
         "all {} experts of each layer are in the graph: every token computes their {} weights, of {} in the model; \
@@ -187,14 +166,21 @@ fn experts_line(plan: &ModelPlan) -> Option<String> {
     ))
 }
 
-fn print(report: &Report, chunks: &[ResolvedChunk], console: &Console) -> Result<()> {
+fn print(
+    report: &Report,
+    forecast: &Forecast,
+    only: Option<&str>,
+    console: &Console,
+) -> Result<()> {
     if console.json() {
         let mut value = serde_json::to_value(report).or_unexpected()?;
+        let chunks = forecast.packages.iter();
         let chunks: Vec<Value> = chunks
-            .iter()
-            .map(|c| json!({ "name": c.spec.name, "first_layer": c.spec.layers.start, "end_layer": c.spec.layers.end }))
+            .filter(|c| only.is_none_or(|only| c.name == only))
+            .map(|c| json!({ "name": c.name, "first_layer": c.first_layer, "end_layer": c.end_layer }))
             .collect();
         value["chunks"] = chunks.into();
+        value["plan"] = serde_json::to_value(forecast).or_unexpected()?;
         return console.json_value(&value);
     }
     let rows: Vec<Vec<String>> = report
@@ -247,4 +233,27 @@ fn print(report: &Report, chunks: &[ResolvedChunk], console: &Console) -> Result
         console.detail(&format!("peak resident size {}", human_bytes(bytes)));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_room_exits_5() {
+        let (path, needed, free) = (PathBuf::from("out"), 2, 1);
+        for error in [
+            convert::Error::Space {
+                path: path.clone(),
+                needed,
+                free,
+            },
+            convert::Error::Memory { path, needed, free },
+        ] {
+            let failure = failure(error);
+            assert_eq!(failure.code, Code::Resources);
+            assert!(failure.message.starts_with("out: "), "{}", failure.message);
+            assert!(failure.hint.is_some());
+        }
+    }
 }

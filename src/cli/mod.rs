@@ -4,6 +4,7 @@
 //! those of [`failure::Code`], and 130 after Ctrl-C.
 
 mod allocate;
+mod bench;
 mod calibrate;
 mod compile;
 mod completions;
@@ -16,6 +17,7 @@ mod interrupt;
 mod pack;
 mod package_view;
 mod parity;
+mod plan;
 mod recipes;
 mod source;
 mod sweep;
@@ -55,6 +57,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Predict what a conversion makes and takes: bytes, disk, memory, time; reads no matrix
+    Plan(plan::Args),
     /// Convert a checkpoint to a bundle
     Convert(convert::Args),
     /// Measure what goes into the linear layers of a checkpoint, for quantizers
@@ -65,6 +69,8 @@ enum Verb {
     Inspect(inspect::Args),
     /// Generate text with a bundle on the CPU
     Decode(decode::Args),
+    /// Measure how fast a bundle decodes, and how fast this machine could
+    Bench(bench::Args),
     /// Compare a bundle with its checkpoint or with reference outputs
     Parity(parity::Args),
     /// Convert by several recipes and compare what they cost and lose
@@ -102,10 +108,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> i32 {
     interrupt::install();
     let console = Console::new(cli.format, cli.quiet, cli.verbose);
     let result = match cli.verb {
+        Verb::Plan(args) => plan::run(&args, &console),
         Verb::Convert(args) => convert::run(&args, &console),
         Verb::Calibrate(args) => calibrate::run(&args, &console),
         Verb::Inspect(args) => inspect::run(&args, &console),
         Verb::Decode(args) => decode::run(&args, &console),
+        Verb::Bench(args) => bench::run(&args, &console),
         Verb::Parity(args) => parity::run(&args, &console),
         Verb::Allocate(args) => allocate::run(&args, &console),
         Verb::Sweep(args) => sweep::run(&args, &console),

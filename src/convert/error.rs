@@ -216,7 +216,8 @@ pub enum Error {
     },
     /// The disk is too small; nothing was begun.
     #[error(
-        "{path}: {needed} bytes needed, {free} free\nhint: free some space or choose another disk"
+        "{path}: the disk has no room: {needed} bytes needed, {free} free\nhint: free some space or choose another disk",
+        path = path.display()
     )]
     Space {
         /// The output.
@@ -224,6 +225,20 @@ pub enum Error {
         /// Bytes still to be written.
         needed: u64,
         /// Bytes free.
+        free: u64,
+    },
+    /// There is too little memory; nothing was begun.
+    #[error(
+        "{path}: not enough memory: {needed} bytes needed at most, {free} available\n\
+         hint: end other programs, or take fewer threads",
+        path = path.display()
+    )]
+    Memory {
+        /// The output.
+        path: PathBuf,
+        /// Anonymous memory at the worst moment, as predicted.
+        needed: u64,
+        /// What the system and control groups leave.
         free: u64,
     },
     /// The threads could not be started.
@@ -256,7 +271,7 @@ impl From<crate::checkpoint::Error> for Error {
 pub enum Fault {
     /// The checkpoint, the recipe or the existing output is not as it must be.
     Input,
-    /// Not enough disk.
+    /// Not enough disk or memory.
     Space,
     /// The system refused something, or the program is wrong.
     Unexpected,
@@ -268,7 +283,9 @@ impl Error {
         use crate::bundle::Error as B;
         use crate::package::Error as P;
         match self {
-            Self::Space { .. } | Self::Bundle(B::DiskFull { .. }) => Fault::Space,
+            Self::Space { .. } | Self::Memory { .. } | Self::Bundle(B::DiskFull { .. }) => {
+                Fault::Space
+            }
             Self::Package { source, .. } if disk_full(source.as_ref()) => Fault::Space,
             Self::Package { source, .. }
                 if matches!(**source, P::Donor { .. } | P::WeightTooLarge { .. }) =>

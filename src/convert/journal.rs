@@ -1,12 +1,13 @@
 //! What of a conversion is finished, so that an interrupted one goes on.
 //!
 //! The journal is a text file, one JSON object a line: first `{"journal":1,"key":...}`, then one [`Done`] per finished
-//! unit, each synced before the next unit begins. A last line cut short by a crash is dropped. A journal with another
-//! key belongs to another conversion.
+//! unit, written and synced when the unit's files are on the disk and in place. A last line cut short by a crash is dropped.
+//! A journal with another key belongs to another conversion.
 
 use crate::bundle::error::{Result, writing};
 use crate::bundle::files;
 use crate::bundle::provenance::{FileRecord, TensorRecord};
+use crate::failpoint;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
@@ -125,8 +126,15 @@ impl Journal {
     fn line(&mut self, value: &impl Serialize) -> Result<()> {
         let mut line = serde_json::to_vec(value).map_err(|e| writing(&self.path)(e.into()))?;
         line.push(b'\n');
-        self.file.write_all(&line).map_err(writing(&self.path))?;
-        self.file.sync_all().map_err(writing(&self.path))
+        // In two pieces, so that a test can stop between them.
+        let (first, rest) = line.split_at(line.len() / 2);
+        let mut write = |piece| self.file.write_all(piece).map_err(writing(&self.path));
+        write(first)?;
+        failpoint::reach("journal.torn");
+        write(rest)?;
+        self.file.sync_all().map_err(writing(&self.path))?;
+        failpoint::reach("journal.line");
+        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@ use super::pipeline::Build;
 use super::units::Unit;
 use crate::bundle::error::writing;
 use crate::bundle::files;
+use crate::failpoint;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -39,17 +40,14 @@ impl<'a> Build<'a> {
         let (kept, left): (Vec<Named<'_, 'a>>, Vec<Named<'_, 'a>>) =
             units.iter().partition(|(name, _)| resumed.contains(name));
         for (name, unit) in kept {
-            self.progress.advance(self.elements(name, unit));
-        }
-        for lane in 0..LANES {
-            files::remove(&content.with_file_name(aside(lane)))?;
+            self.progress.advance(self.job.elements(name, unit));
         }
         let (heirs, own): (Vec<_>, Vec<_>) = left
             .into_iter()
             .partition(|(_, unit)| matches!(unit, Unit::Package(p) if p.weights_of.is_some()));
         for mut left in [own, heirs] {
             // The largest first, so that the lanes end together.
-            left.sort_by_key(|(name, unit)| Reverse(self.bytes(name, unit)));
+            left.sort_by_key(|(name, unit)| Reverse(self.job.elements(name, unit)));
             left.reverse();
             journal = self.side_by_side(left, content, journal)?;
         }
@@ -95,9 +93,11 @@ impl<'a> Build<'a> {
     fn build(&self, name: &str, unit: &Unit<'_>, content: &Path, aside: &str) -> Result<Done> {
         let aside = content.with_file_name(aside);
         std::fs::create_dir(&aside).map_err(writing(&aside))?;
+        failpoint::reach("unit.made");
         let write = || self.write(name, unit, content, &aside);
         let write = || self.pool.install(write);
         let tensors = self.stages.time(name, write)?;
+        failpoint::reach("unit.written");
         let to_disk = || -> Result<BTreeMap<_, _>> {
             files::sync_tree(&aside)?;
             let records = files::list(&aside)?.into_iter();
@@ -106,15 +106,21 @@ impl<'a> Build<'a> {
                 .collect()
         };
         let records = self.stages.time(&format!("{name} to disk"), to_disk)?;
+        failpoint::reach("unit.synced");
         self.check_kept(name, unit, &records)?;
-        for entry in std::fs::read_dir(&aside).map_err(writing(&aside))? {
+        let entries = std::fs::read_dir(&aside).map_err(writing(&aside))?;
+        for (i, entry) in entries.enumerate() {
             let entry = entry.map_err(writing(&aside))?;
             let target = content.join(entry.file_name());
+            if i > 0 {
+                failpoint::reach("unit.moving");
+            }
             files::remove(&target)?;
             std::fs::rename(entry.path(), &target).map_err(writing(&target))?;
         }
         files::sync_dir(content)?;
         files::remove(&aside)?;
+        failpoint::reach("unit.moved");
         Ok(Done {
             unit: name.to_string(),
             files: records,
@@ -130,6 +136,14 @@ fn take<'u, 'a>(shared: &Mutex<Shared<'u, 'a>>) -> Option<Named<'u, 'a>> {
         None => shared.left.pop(),
         Some(_) => None,
     }
+}
+
+/// Removes what an earlier run left of units it did not finish.
+pub(super) fn clear(content: &Path) -> Result<()> {
+    for lane in 0..LANES {
+        files::remove(&content.with_file_name(aside(lane)))?;
+    }
+    Ok(())
 }
 
 /// The directory beside the content in which a lane builds.

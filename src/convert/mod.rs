@@ -11,7 +11,9 @@
 
 mod activations;
 mod error;
+mod estimate;
 mod facts;
+mod forecast;
 mod forms;
 mod input;
 mod journal;
@@ -21,6 +23,7 @@ mod measure;
 mod pipeline;
 mod report;
 mod resolve;
+mod room;
 mod source;
 mod tables;
 mod task;
@@ -31,11 +34,16 @@ mod tuning;
 mod units;
 
 pub use error::{Error, Fault, Result};
+pub use estimate::Time;
+pub use forecast::{
+    FileForecast, Forecast, PackageForecast, SchemeForecast, TableForecast, forecast,
+};
 pub(crate) use measure::{Measured, Measurer, scalar_group};
-pub use pipeline::convert;
 pub(crate) use pipeline::thread_pool;
+pub use pipeline::{Conversion, convert};
 pub use report::{Report, SchemeTotal, StageTime};
 pub use resolve::{Resolved, ResolvedChunk, own_weights, resolve, weight_bytes};
+pub use room::Room;
 pub use task::bundle_recipe;
 
 /// Name and version of this converter: what decides the bytes beside checkpoint and recipe.
@@ -64,6 +72,8 @@ pub struct Options {
     /// Every weight file has fewer bytes than this; [`crate::package::WEIGHT_FILE_LIMIT`] when `None`. It is part of the
     /// bundle's bytes. Packages whose weights are kept keep their files.
     pub weight_file_limit: Option<u64>,
+    /// Room on disk and in memory; measured when `None`.
+    pub room: Option<Room>,
 }
 
 impl Options {

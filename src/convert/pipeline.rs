@@ -3,14 +3,18 @@
 use super::Options;
 use super::error::{Error, Result};
 use super::facts::Job;
+use super::forecast::Forecast;
 use super::journal::{Done, Journal};
+use super::lanes;
 use super::report::{Report, Stages, notes, peak_rss, totals};
+use super::room::{self, Room};
 use super::task::Task;
 use super::units::Unit;
 use crate::bundle::provenance::FileRecord;
 use crate::bundle::staging::Staging;
 use crate::bundle::{Bundle, files, layout};
 use crate::checkpoint::{Checkpoint, Tokenizer, stop_ids};
+use crate::failpoint;
 use crate::gemma::ModelPlan;
 use crate::progress::Progress;
 use crate::recipe::Recipe;
@@ -19,16 +23,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Room left for what the byte count leaves out: programs, alignment, JSON, directories.
-const SPACE_MARGIN: u64 = 16 << 20;
-
 /// Converts `checkpoint` as `recipe` says into the bundle directory `out`.
 ///
 /// `out` does not exist until the bundle is complete and checked. An existing bundle there is an error unless
 /// `options.force`; with `options.context` it is rewritten for that context, its weights and tables kept, if it was made from
 /// the same checkpoint with the same recipe and version; with `options.only` one package of it is rebuilt. A second process
 /// on the same output gets [`crate::bundle::Error::Locked`]. After an interruption or an error the same call goes on with
-/// the first unfinished file.
+/// the first unfinished file. What the disk or the memory has no room for is refused at once.
 pub fn convert(
     checkpoint: &Checkpoint,
     recipe: &Recipe,
@@ -36,36 +37,107 @@ pub fn convert(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Report> {
-    let start = Instant::now();
-    let plan = ModelPlan::new(checkpoint.config())?;
-    plan.check(checkpoint)?;
-    check_token_files(checkpoint)?;
-    let pool = thread_pool(options.threads)?;
-    let staging = Staging::lock(out, options.replaces())?;
-    let task = match Task::new(&plan, recipe, staging.output(), options) {
-        Ok(task) => task,
-        Err(e) => {
-            staging.discard_if_empty();
-            return Err(e);
+    Conversion::prepare(checkpoint, recipe, out, options)?.run(progress)
+}
+
+/// A conversion that is ready to begin: the output is locked, every scheme decided, and what it takes predicted.
+#[derive(Debug)]
+pub struct Conversion<'a> {
+    checkpoint: &'a Checkpoint,
+    plan: ModelPlan,
+    task: Task,
+    staging: Staging,
+    forecast: Forecast,
+    threads: Option<usize>,
+    room: Option<Room>,
+}
+
+impl<'a> Conversion<'a> {
+    /// Locks the output and decides what to do.
+    ///
+    /// # Errors
+    /// Those of [`convert`] that no weight has to be read for.
+    pub fn prepare(
+        checkpoint: &'a Checkpoint,
+        recipe: &Recipe,
+        out: &Path,
+        options: &Options,
+    ) -> Result<Self> {
+        let plan = ModelPlan::new(checkpoint.config())?;
+        plan.check(checkpoint)?;
+        check_token_files(checkpoint)?;
+        let staging = Staging::lock(out, options.replaces())?;
+        let decided = Task::new(&plan, recipe, staging.output(), options).and_then(|task| {
+            let job = Job {
+                checkpoint,
+                plan: &plan,
+                task: &task,
+            };
+            let forecast = job.forecast(options.threads)?;
+            Ok((task, forecast))
+        });
+        match decided {
+            Ok((task, forecast)) => Ok(Self {
+                checkpoint,
+                plan,
+                task,
+                staging,
+                forecast,
+                threads: options.threads,
+                room: options.room,
+            }),
+            Err(e) => {
+                staging.discard_if_empty();
+                Err(e)
+            }
         }
-    };
-    let job = Job {
-        checkpoint,
-        plan: &plan,
-        task: &task,
-    };
-    let build = Build {
-        job,
-        staging,
-        pool: &pool,
-        progress,
-        stages: Stages::default(),
-    };
-    match build.run() {
-        Ok(built) => build.finish(built, start.elapsed()),
-        Err(e) => {
-            build.give_up();
-            Err(e)
+    }
+
+    /// What it will make and take.
+    pub fn forecast(&self) -> &Forecast {
+        &self.forecast
+    }
+
+    /// Gives the output up. What an interrupted run left stays for another.
+    pub fn cancel(self) {
+        self.staging.discard_if_empty();
+    }
+
+    /// Builds the bundle.
+    ///
+    /// # Errors
+    /// As [`convert`].
+    pub fn run(self, progress: &dyn Progress) -> Result<Report> {
+        let start = Instant::now();
+        let output = self.staging.output();
+        let room = self.room.unwrap_or_else(|| Room::measure(output));
+        let staged = room::removable(self.staging.root());
+        let ready = room.check(output, &self.forecast, staged);
+        let pool = match ready.and_then(|()| thread_pool(self.threads)) {
+            Ok(pool) => pool,
+            Err(e) => {
+                self.cancel();
+                return Err(e);
+            }
+        };
+        let job = Job {
+            checkpoint: self.checkpoint,
+            plan: &self.plan,
+            task: &self.task,
+        };
+        let build = Build {
+            job,
+            staging: self.staging,
+            pool: &pool,
+            progress,
+            stages: Stages::default(),
+        };
+        match build.run() {
+            Ok(built) => build.finish(built, start.elapsed()),
+            Err(e) => {
+                build.give_up();
+                Err(e)
+            }
         }
     }
 }
@@ -82,7 +154,7 @@ pub(crate) fn thread_pool(threads: Option<usize>) -> Result<rayon::ThreadPool> {
         })
 }
 
-fn check_token_files(checkpoint: &Checkpoint) -> Result<()> {
+pub(super) fn check_token_files(checkpoint: &Checkpoint) -> Result<()> {
     for file in layout::HF_REQUIRED {
         if !checkpoint.dir().join(file).is_file() {
             return Err(crate::checkpoint::Error::MissingFile {
@@ -136,7 +208,7 @@ impl Build<'_> {
                 got: stats.checkpoint().to_string(),
             });
         }
-        let units = self.units();
+        let units = self.job.units();
         self.make(&fingerprint, &units)
     }
 
@@ -146,8 +218,7 @@ impl Build<'_> {
         let content = self.staging.content()?;
         let journal = self.open_journal(&key, &content)?;
         let resumed: Vec<String> = journal.done().iter().map(|d| d.unit.clone()).collect();
-        self.check_space(units, &resumed)?;
-        let total = units.iter().map(|(n, u)| self.elements(n, u)).sum();
+        let total = units.iter().map(|(n, u)| self.job.elements(n, u)).sum();
         self.progress.begin("convert", total);
         let built = self.build_all(units, &resumed, &content, journal);
         self.progress.end();
@@ -159,11 +230,12 @@ impl Build<'_> {
             .collect();
         let files = self.write_facts(&content, fingerprint, &done)?;
         self.stages.time("check", || Bundle::open(&content))?;
+        failpoint::reach("facts.checked");
         Ok(Built {
             files,
             done,
             resumed,
-            kept: self.kept(units),
+            kept: self.job.kept(units),
         })
     }
 
@@ -203,23 +275,18 @@ impl Build<'_> {
     fn open_journal(&self, key: &str, content: &Path) -> Result<Journal> {
         let path = self.staging.journal();
         if let Some(mut journal) = Journal::resume(&path, key)? {
+            // Before the room on the disk is measured.
+            lanes::clear(content)?;
             journal.verify(content)?;
+            failpoint::reach("resume.verified");
             return Ok(journal);
         }
         self.staging.clear()?;
         self.staging.content()?;
-        Ok(Journal::create(&path, key)?)
-    }
-
-    /// Refuses to begin what will not fit.
-    fn check_space(&self, units: &[(String, Unit<'_>)], resumed: &[String]) -> Result<()> {
-        let left = units.iter().filter(|(name, _)| !resumed.contains(name));
-        let needed: u64 = left.map(|(n, u)| self.bytes(n, u)).sum::<u64>() + SPACE_MARGIN;
-        let path = self.staging.output().to_path_buf();
-        match path.parent().and_then(files::free_space) {
-            Some(free) if free < needed => Err(Error::Space { path, needed, free }),
-            _ => Ok(()),
-        }
+        failpoint::reach("resume.cleared");
+        let journal = Journal::create(&path, key)?;
+        self.staging.sync()?;
+        Ok(journal)
     }
 
     /// Writes `model_config.json` and `provenance.json`; returns every file of the bundle.
@@ -231,6 +298,7 @@ impl Build<'_> {
     ) -> Result<BTreeMap<String, FileRecord>> {
         let path = content.join(layout::MODEL_CONFIG);
         files::write_synced(&path, self.job.config().to_json()?.as_bytes())?;
+        failpoint::reach("facts.config");
         let config = Done {
             unit: "config".to_string(),
             files: BTreeMap::from([(layout::MODEL_CONFIG.to_string(), files::record(&path)?)]),
@@ -240,6 +308,7 @@ impl Build<'_> {
         let provenance = self.job.provenance(fingerprint, &all);
         let path = content.join(layout::PROVENANCE);
         files::write_synced(&path, provenance.to_json()?.as_bytes())?;
+        failpoint::reach("facts.provenance");
         let mut files_written = provenance.files;
         files_written.insert(layout::PROVENANCE.to_string(), files::record(&path)?);
         Ok(files_written)

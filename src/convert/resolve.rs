@@ -180,7 +180,7 @@ pub(super) fn matrix(binding: &WeightBinding) -> [usize; 2] {
     }
 }
 
-fn package_error(package: &str, source: crate::package::Error) -> Error {
+pub(super) fn package_error(package: &str, source: crate::package::Error) -> Error {
     Error::Package {
         package: package.to_string(),
         source: Box::new(source),

@@ -7,6 +7,7 @@ use crate::bundle::error::{at, writing};
 use crate::bundle::provenance::TensorRecord;
 use crate::bundle::{RowFormat, layout, npy};
 use crate::checkpoint::{Checkpoint, TensorView};
+use crate::failpoint;
 use crate::gemma::rope::{RopeSpec, rows_of};
 use crate::package::SteadyFile;
 use crate::progress::Progress;
@@ -97,9 +98,11 @@ pub(super) fn write_table(
             total.merge(&stats);
         }
         data.write_all(tile).map_err(writing(&path))?;
+        failpoint::reach("table.tile");
         progress.advance((count * spec.dim) as u64);
     }
     data.finish().map_err(writing(&path))?;
+    failpoint::reach("table.scales");
     if let Some(file) = layout::table_scales(spec.stem, spec.format()) {
         little_endian(&scales, &mut bytes);
         let path = dir.join(file);
@@ -229,6 +232,7 @@ pub(super) fn write_rope(
             let mut out = BufWriter::new(file);
             let written = rope_table(&mut out, spec, rows, which == 1).and_then(|()| out.flush());
             written.map_err(writing(&path))?;
+            failpoint::reach("rope.table");
         }
     }
     Ok(())

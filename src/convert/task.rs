@@ -22,6 +22,7 @@ use std::sync::Arc;
 const MODEL_ID: &str = "gemma4";
 
 /// Everything that decides a bundle beside the checkpoint.
+#[derive(Debug)]
 pub(super) struct Task {
     /// The bundle's recipe.
     pub recipe: Recipe,
@@ -70,20 +71,7 @@ impl Task {
             task.check_activations(options)?;
             return Ok(task);
         }
-        let mut task = Task {
-            recipe: recipe.clone(),
-            packages: BTreeMap::new(),
-            record: record.clone(),
-            records: BTreeMap::new(),
-            calibration,
-            palettes: options.palettes.clone(),
-            context: context(plan, recipe, options)?,
-            model_id: options.model_id.as_deref().unwrap_or(MODEL_ID).to_string(),
-            file_limit: options.file_limit(),
-            chunks: resolve(plan, recipe)?,
-            base: None,
-            only: None,
-        };
+        let mut task = Self::anew(plan, (recipe, record.clone()), calibration, options)?;
         if there && !options.force {
             let base = Base::read(output)?;
             base.check_tool()?;
@@ -97,6 +85,40 @@ impl Task {
         }
         task.check_activations(options)?;
         Ok(task)
+    }
+
+    /// A conversion anew. Statistics may be missing where only values depend on them.
+    ///
+    /// # Errors
+    /// As [`Task::new`]; no statistics for a recipe that quantizes activations.
+    pub fn planned(plan: &ModelPlan, recipe: &Recipe, options: &Options) -> Result<Self> {
+        let calibration = options.calibration.clone();
+        let record = recipe_record(recipe, calibration.as_deref());
+        let mut task = Self::anew(plan, (recipe, record), calibration, options)?;
+        task.check_activations(options)?;
+        Ok(task)
+    }
+
+    fn anew(
+        plan: &ModelPlan,
+        (recipe, record): (&Recipe, RecipeRecord),
+        calibration: Option<Arc<Stats>>,
+        options: &Options,
+    ) -> Result<Self> {
+        Ok(Task {
+            recipe: recipe.clone(),
+            packages: BTreeMap::new(),
+            record,
+            records: BTreeMap::new(),
+            calibration,
+            palettes: options.palettes.clone(),
+            context: context(plan, recipe, options)?,
+            model_id: options.model_id.as_deref().unwrap_or(MODEL_ID).to_string(),
+            file_limit: options.file_limit(),
+            chunks: resolve(plan, recipe)?,
+            base: None,
+            only: None,
+        })
     }
 
     fn rebuild(
@@ -287,6 +309,7 @@ fn parse(record: &RecipeRecord) -> crate::recipe::Result<Recipe> {
 }
 
 /// A bundle of which parts are kept. Each file is compared with what its provenance says when it is taken over.
+#[derive(Debug)]
 pub(super) struct Base {
     pub dir: PathBuf,
     pub config: BundleConfig,
@@ -351,6 +374,12 @@ impl Base {
             link_or_copy(&from, &to).map_err(writing(&to))?;
         }
         Ok(())
+    }
+
+    /// The bundle's files below these first path components, with their bytes.
+    pub fn sizes(&self, tops: &[String]) -> Vec<(String, u64)> {
+        let files = self.provenance.files.iter().filter(|(f, _)| below(f, tops));
+        files.map(|(f, record)| (f.clone(), record.bytes)).collect()
     }
 
     /// The records of the tensors in these files or packages.

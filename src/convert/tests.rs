@@ -54,7 +54,7 @@ fn build(out: &Path) -> (Vec<String>, PathBuf) {
         progress: &NoProgress,
         stages: Stages::default(),
     };
-    let mut units = build.units();
+    let mut units = build.job.units();
     for (chunk, twin) in task.chunks.iter().zip(&twins) {
         let unit = PackageUnit {
             chunk: twin,

@@ -2,6 +2,7 @@
 
 use super::activations;
 use super::error::{Error, Result, disk_full};
+use super::facts::Job;
 use super::levers::Levers;
 use super::pipeline::Build;
 use super::resolve::ResolvedChunk;
@@ -36,7 +37,7 @@ pub(super) struct PackageUnit<'a> {
 
 /// Where a unit comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Origin {
+pub(super) enum Origin {
     /// The checkpoint and the recipe.
     Anew,
     /// A program of its own over the weights of the base's package.
@@ -45,10 +46,10 @@ enum Origin {
     Kept,
 }
 
-impl<'a> Build<'a> {
+impl<'a> Job<'a> {
     /// All units with their names, in the order they are built.
     pub fn units(&self) -> Vec<(String, Unit<'a>)> {
-        let (plan, task) = (self.job.plan, self.job.task);
+        let (plan, task) = (self.plan, self.task);
         let scheme = task.recipe.quantize.tables;
         let package = |(i, chunk): (usize, &'a ResolvedChunk)| {
             let earlier = task.chunks[..i].iter().find(|c| c.has_weights_of(chunk));
@@ -86,8 +87,8 @@ impl<'a> Build<'a> {
         units
     }
 
-    fn origin(&self, name: &str, unit: &Unit<'_>) -> Origin {
-        let task = self.job.task;
+    pub fn origin(&self, name: &str, unit: &Unit<'_>) -> Origin {
+        let task = self.task;
         match (&task.base, &task.only, unit) {
             (None, ..) => Origin::Anew,
             (_, Some(only), Unit::Package(p)) if p.weights_of.as_ref() == Some(only) => {
@@ -110,7 +111,7 @@ impl<'a> Build<'a> {
     }
 
     /// What a unit's files begin with.
-    fn tops(&self, name: &str, unit: &Unit<'_>) -> Vec<String> {
+    pub fn tops(&self, name: &str, unit: &Unit<'_>) -> Vec<String> {
         match unit {
             Unit::Package(_) | Unit::TokenFiles => vec![name.to_string()],
             Unit::Table(spec) => [layout::table_data(spec.stem, spec.format())]
@@ -124,6 +125,59 @@ impl<'a> Build<'a> {
         }
     }
 
+    /// Values read for a unit: the measure of progress.
+    pub fn elements(&self, name: &str, unit: &Unit<'_>) -> u64 {
+        let plan = self.plan;
+        if self.origin(name, unit) != Origin::Anew {
+            return 0;
+        }
+        match unit {
+            Unit::Package(p) if p.weights_of.is_some() => 0,
+            Unit::Package(p) => p.chunk.weights.iter().map(|w| w.elements).sum(),
+            Unit::Table(spec) => spec.rows as u64 * spec.dim as u64,
+            Unit::PerLayer => {
+                let width = (plan.layers.len() * plan.ple_dim) as u64;
+                width * plan.hidden as u64 + plan.ple_dim as u64
+            }
+            Unit::Rope | Unit::TokenFiles => 0,
+        }
+    }
+
+    /// The program of a package and the order of its weights.
+    pub fn graph(&self, chunk: &ResolvedChunk) -> Result<(ChunkGraph, Vec<String>)> {
+        let (task, recipe) = (self.task, self.task.recipe_of(&chunk.spec.name));
+        let mut options = recipe.graph_options(task.context);
+        options.activation_scales = activations::scales(task, chunk)?;
+        let graph = build_chunk(self.plan, &chunk.spec, &options)?;
+        let order = graph.weights.iter().map(|w| w.konst.id.clone()).collect();
+        Ok((graph, order))
+    }
+
+    pub fn description(&self, chunk: &ResolvedChunk) -> ModelDescription {
+        let (layers, task) = (&chunk.spec.layers, self.task);
+        let recipe = task.recipe_of(&chunk.spec.name);
+        let user = [
+            (
+                "gemma_coreml_version",
+                env!("CARGO_PKG_VERSION").to_string(),
+            ),
+            ("gemma_coreml_recipe", recipe.name.clone()),
+            ("context_length", task.context.to_string()),
+            ("layers", format!("{}..{}", layers.start, layers.end)),
+        ];
+        ModelDescription {
+            short_description: format!(
+                "Gemma 4 decoder, layers {} to {}",
+                layers.start,
+                layers.end - 1
+            ),
+            user_defined: user.into_iter().map(|(k, v)| (k.to_string(), v)).collect(),
+            ..ModelDescription::default()
+        }
+    }
+}
+
+impl Build<'_> {
     /// Compares what was taken over with what the base's provenance says of it.
     pub fn check_kept(
         &self,
@@ -131,7 +185,7 @@ impl<'a> Build<'a> {
         unit: &Unit<'_>,
         records: &BTreeMap<String, FileRecord>,
     ) -> Result<()> {
-        let origin = self.origin(name, unit);
+        let origin = self.job.origin(name, unit);
         let Some(base) = &self.job.task.base else {
             return Ok(());
         };
@@ -157,50 +211,6 @@ impl<'a> Build<'a> {
         Ok(())
     }
 
-    /// Values read for a unit: the measure of progress.
-    pub fn elements(&self, name: &str, unit: &Unit<'_>) -> u64 {
-        let plan = self.job.plan;
-        if self.origin(name, unit) != Origin::Anew {
-            return 0;
-        }
-        match unit {
-            Unit::Package(p) if p.weights_of.is_some() => 0,
-            Unit::Package(p) => p.chunk.weights.iter().map(|w| w.elements).sum(),
-            Unit::Table(spec) => spec.rows as u64 * spec.dim as u64,
-            Unit::PerLayer => {
-                let width = (plan.layers.len() * plan.ple_dim) as u64;
-                width * plan.hidden as u64 + plan.ple_dim as u64
-            }
-            Unit::Rope | Unit::TokenFiles => 0,
-        }
-    }
-
-    /// Bytes a unit will take, near enough. What is taken over is linked and takes none.
-    pub fn bytes(&self, name: &str, unit: &Unit<'_>) -> u64 {
-        let plan = self.job.plan;
-        if self.origin(name, unit) != Origin::Anew {
-            return 0;
-        }
-        match unit {
-            Unit::Package(p) if p.weights_of.is_some() => 0,
-            Unit::Package(p) => p.chunk.weights.iter().map(|w| w.bytes).sum(),
-            Unit::Table(spec) => spec.bytes(),
-            Unit::PerLayer => self.elements(name, unit) * 2,
-            Unit::Rope => {
-                let dims = plan.sliding.head_dim + plan.full.head_dim;
-                layout::rope_rows(self.job.task.context) as u64 * dims as u64 * 4
-            }
-            Unit::TokenFiles => {
-                let sizes = self.job.checkpoint.token_files();
-                sizes
-                    .iter()
-                    .filter_map(|p| std::fs::metadata(p).ok())
-                    .map(|m| m.len())
-                    .sum()
-            }
-        }
-    }
-
     /// Writes a unit into `dir`; earlier ones are in `content`.
     pub fn write(
         &self,
@@ -210,9 +220,9 @@ impl<'a> Build<'a> {
         dir: &Path,
     ) -> Result<Vec<TensorRecord>> {
         let (plan, checkpoint) = (self.job.plan, self.job.checkpoint);
-        let origin = self.origin(name, unit);
+        let origin = self.job.origin(name, unit);
         if let (Some(base), true) = (&self.job.task.base, origin != Origin::Anew) {
-            let tops = self.tops(name, unit);
+            let tops = self.job.tops(name, unit);
             match unit {
                 Unit::Package(p) if origin == Origin::Rewritten => {
                     self.rewrite_chunk(p.chunk, &base.dir.join(name), dir)?
@@ -255,18 +265,8 @@ impl<'a> Build<'a> {
         }
     }
 
-    /// The program of a package and the order of its weights.
-    fn graph(&self, chunk: &ResolvedChunk) -> Result<(ChunkGraph, Vec<String>)> {
-        let (task, recipe) = (self.job.task, self.job.task.recipe_of(&chunk.spec.name));
-        let mut options = recipe.graph_options(task.context);
-        options.activation_scales = activations::scales(task, chunk)?;
-        let graph = build_chunk(self.job.plan, &chunk.spec, &options)?;
-        let order = graph.weights.iter().map(|w| w.konst.id.clone()).collect();
-        Ok((graph, order))
-    }
-
     fn write_chunk(&self, chunk: &ResolvedChunk, dir: &Path) -> Result<Vec<TensorRecord>> {
-        let (graph, order) = self.graph(chunk)?;
+        let (graph, order) = self.job.graph(chunk)?;
         let package = layout::package_dir(&chunk.spec.name);
         let (job, weights) = (&self.job, &chunk.weights);
         let rules = &job.task.recipe_of(&chunk.spec.name).quantize;
@@ -279,7 +279,7 @@ impl<'a> Build<'a> {
         let mut source = source.with_palettes(job.task.palettes.clone());
         let spec = PackageSpec {
             program: &graph.program,
-            description: self.description(chunk),
+            description: self.job.description(chunk),
             blob_order: &order,
             file_limit: self.job.task.file_limit,
         };
@@ -293,11 +293,11 @@ impl<'a> Build<'a> {
 
     /// Writes a package over the weights of the one at `donor`.
     fn rewrite_chunk(&self, chunk: &ResolvedChunk, donor: &Path, dir: &Path) -> Result<()> {
-        let (graph, order) = self.graph(chunk)?;
+        let (graph, order) = self.job.graph(chunk)?;
         let package = layout::package_dir(&chunk.spec.name);
         let spec = PackageSpec {
             program: &graph.program,
-            description: self.description(chunk),
+            description: self.job.description(chunk),
             blob_order: &order,
             file_limit: self.job.task.file_limit,
         };
@@ -313,29 +313,6 @@ impl<'a> Build<'a> {
         match written {
             Ok(_) => Ok(()),
             Err(source) => Err(package_error(package, source)),
-        }
-    }
-
-    fn description(&self, chunk: &ResolvedChunk) -> ModelDescription {
-        let (layers, task) = (&chunk.spec.layers, self.job.task);
-        let recipe = task.recipe_of(&chunk.spec.name);
-        let user = [
-            (
-                "gemma_coreml_version",
-                env!("CARGO_PKG_VERSION").to_string(),
-            ),
-            ("gemma_coreml_recipe", recipe.name.clone()),
-            ("context_length", task.context.to_string()),
-            ("layers", format!("{}..{}", layers.start, layers.end)),
-        ];
-        ModelDescription {
-            short_description: format!(
-                "Gemma 4 decoder, layers {} to {}",
-                layers.start,
-                layers.end - 1
-            ),
-            user_defined: user.into_iter().map(|(k, v)| (k.to_string(), v)).collect(),
-            ..ModelDescription::default()
         }
     }
 

@@ -6,8 +6,8 @@ use crate::bundle::{Bundle, BundleConfig, Chunk, NpyTable};
 use crate::checkpoint::Checkpoint;
 use crate::gemma::reference::{Cache, Keep, Reference};
 use crate::runtime::{
-    BoxError, ChainSpec, DecodeOptions, Decoder, Overflow, Owner, PerLayerMix, Precision,
-    RopeTable, RopeTables, Tensor, TokenRows,
+    BoxError, ChainSpec, DecodeOptions, Decoder, MixScales, Overflow, Owner, PerLayerMix,
+    Precision, RopeTable, RopeTables, Tensor, TokenRows,
 };
 
 use super::error::{Error, Result};
@@ -58,7 +58,7 @@ pub fn is_unquantized(bundle: &Bundle) -> bool {
 }
 
 /// What the decode loop needs of a bundle.
-fn chain(bundle: &Bundle) -> Result<ChainSpec> {
+fn chain(bundle: &Arc<Bundle>) -> Result<ChainSpec> {
     let config = bundle.config();
     let rope = bundle.rope();
     let paths = |chunks: &[Chunk]| {
@@ -99,21 +99,33 @@ fn owners(config: &BundleConfig) -> Vec<Owner> {
 }
 
 /// What combines per-layer rows, where the first chunk takes them combined.
-fn per_layer_mix(bundle: &Bundle) -> Option<PerLayerMix> {
+fn per_layer_mix(bundle: &Arc<Bundle>) -> Option<PerLayerMix> {
     let package = &bundle.chunks().first()?.package;
     let decode = package.functions().get(package.default_function())?;
     decode.type_of("per_layer_combined")?;
-    let (projection, norm) = (bundle.per_layer_projection()?, bundle.per_layer_norm()?);
+    let norm = bundle.per_layer_norm()?;
+    bundle.per_layer_projection()?;
     let config = bundle.config();
-    let halves = projection.as_chunks::<2>().0.iter();
     let words = norm.as_chunks::<4>().0.iter();
-    Some(PerLayerMix {
-        projection: halves.map(|&b| half::f16::from_le_bytes(b)).collect(),
-        norm: words.map(|&b| f32::from_le_bytes(b)).collect(),
-        projection_scale: config.per_layer_model_projection_scale? as f32,
-        combine_scale: config.per_layer_input_scale? as f32,
-        eps: config.rms_norm_eps as f32,
-    })
+    PerLayerMix::new(
+        Arc::new(Projection(bundle.clone())),
+        config.hidden_size,
+        words.map(|&b| f32::from_le_bytes(b)).collect(),
+        MixScales {
+            projection: config.per_layer_model_projection_scale? as f32,
+            combine: config.per_layer_input_scale? as f32,
+            eps: config.rms_norm_eps as f32,
+        },
+    )
+}
+
+/// A bundle's per-layer projection, in its file.
+struct Projection(Arc<Bundle>);
+
+impl AsRef<[u8]> for Projection {
+    fn as_ref(&self) -> &[u8] {
+        self.0.per_layer_projection().unwrap_or_default()
+    }
 }
 
 fn rope_table(table: &NpyTable) -> Result<RopeTable> {

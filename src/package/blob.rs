@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use super::WEIGHT_FILE;
 use super::error::{Error, Result};
 use super::steady::SteadyFile;
+use crate::failpoint;
 
 /// Bytes of the file header, of a blob's metadata, and the alignment of everything.
 pub const HEADER_BYTES: u64 = 64;
@@ -231,6 +232,7 @@ impl BlobFile {
             header,
             hash: Sha256::new(),
         });
+        failpoint::reach("blob.begun");
         Ok(())
     }
 
@@ -239,7 +241,9 @@ impl BlobFile {
         if let Some(open) = &mut self.open {
             open.hash.update(bytes);
         }
-        self.push(bytes)
+        self.push(bytes)?;
+        failpoint::reach("blob.data");
+        Ok(())
     }
 
     /// Ends the blob. Answers its metadata offset and key.
@@ -305,7 +309,10 @@ impl BlobFile {
     pub fn finish(mut self) -> Result<()> {
         let header = file_header(self.count);
         self.flush()
-            .and_then(|()| self.file.seek(SeekFrom::Start(0)))
+            .and_then(|()| {
+                failpoint::reach("weights.unpatched");
+                self.file.seek(SeekFrom::Start(0))
+            })
             .and_then(|_| self.file.write_all(&header))
             .and_then(|()| self.file.finish())
             .map_err(Error::io("cannot write", &self.path))

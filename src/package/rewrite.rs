@@ -16,6 +16,7 @@ use super::write::{
     BlobPlace, ConstPlace, PackageReport, PackageSpec, PartPlace, StoredWeights, checked,
     write_model,
 };
+use crate::failpoint;
 use crate::mil::{DType, DeferredConst, OpType, TensorType, ident};
 
 /// Writes a package into `dir` that has the weight files of `donor` and another program. Every weight of the program must
@@ -58,6 +59,7 @@ pub fn rewrite_package(
         // The count of a file is read from 32 bits.
         blobs += count as u32;
     }
+    failpoint::reach("package.linked");
     let stored = StoredWeights {
         files,
         bytes,

@@ -13,6 +13,7 @@ use super::error::{BoxError, Error, Result};
 use super::manifest::Manifest;
 use super::storage::{Part, PartSpec, Storage};
 use super::{MODEL_PATH, WEIGHTS_DIR, spec};
+use crate::failpoint;
 use crate::mil::{DeferredConst, Program, ident};
 
 /// Gives the bytes of the weights.
@@ -188,6 +189,7 @@ pub(super) fn write_model(
     let model = spec::model(package.program, &package.description, &weights.consts)?;
     let model = model.encode_to_vec();
     write_file(&dir.join(MODEL_PATH), &model)?;
+    failpoint::reach("package.model");
     let content = weights.content.chain_update(&model).finalize().into();
     let manifest = Manifest::new(&content).to_json()?;
     write_file(&dir.join("Manifest.json"), manifest.as_bytes())?;

@@ -5,13 +5,16 @@
 //! under its own name or with `_out` behind it, goes to the input of that name; any other name of [`Host`] is filled by
 //! the loop. `K0`, `V0`, `K1`, ... of prefill are rows of the layers that own K/V, in order.
 
-use super::error::{Error, Result};
+use super::error::{BoxError, Error, Result};
 use super::host::{CallKind, Conventions, Host};
+use super::kernels::rows::Rows;
 use super::model::Model;
+use super::packed::{Coding, PackedWeight};
 use super::plan::Feature;
 use crate::mil::{DType, TensorType};
 use half::f16;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// A table of cos or sin rows, as stored: `[rows, dim]` fp16, row = position.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -73,40 +76,77 @@ pub struct Owner {
 
 /// Combines a per-layer row with the projected embedding: `(rms(P h * scale) * gain + row) * combine_scale`, the norm over
 /// each layer's own values.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct PerLayerMix {
-    /// P, `[layers * dim, hidden]` row-major.
-    pub projection: Vec<f16>,
-    /// The gain, `[dim]`.
-    pub norm: Vec<f32>,
+    projection: Arc<PackedWeight>,
+    norm: Vec<f32>,
+    scales: MixScales,
+}
+
+/// The numbers of a [`PerLayerMix`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MixScales {
     /// `hidden^-0.5`.
-    pub projection_scale: f32,
+    pub projection: f32,
     /// `2^-0.5`.
-    pub combine_scale: f32,
+    pub combine: f32,
     /// Epsilon of the norm.
     pub eps: f32,
 }
 
 impl PerLayerMix {
+    /// From the bytes of P, fp16 `[layers * dim, hidden]` row-major, which stay where they are, and the gain `[dim]`. None if
+    /// the bytes are no whole number of rows of `hidden` for each layer.
+    pub fn new(
+        projection: Arc<dyn AsRef<[u8]> + Send + Sync>,
+        hidden: usize,
+        norm: Vec<f32>,
+        scales: MixScales,
+    ) -> Option<Self> {
+        let bytes = projection.as_ref().as_ref().len();
+        let rows = bytes.checked_div(2 * hidden)?;
+        if rows * hidden * 2 != bytes || rows.checked_rem(norm.len()) != Some(0) {
+            return None;
+        }
+        let projection = PackedWeight::plain(&[rows, hidden], Coding::F16, projection)?;
+        Some(Self {
+            projection: Arc::new(projection),
+            norm,
+            scales,
+        })
+    }
+
     /// Combines in place: `row` holds the per-layer row of the token, `hidden` its embedding, both scaled.
-    pub fn combine(&self, hidden: &[f32], row: &mut [f32]) {
-        let dim = self.norm.len().max(1);
-        let layers = row.chunks_exact_mut(dim);
-        for (row, weights) in layers.zip(self.projection.chunks_exact((dim * hidden.len()).max(1)))
-        {
-            let projected: Vec<f32> = weights
-                .chunks_exact(hidden.len())
-                .map(|w| {
-                    let sum: f32 = w.iter().zip(hidden).map(|(w, h)| w.to_f32() * h).sum();
-                    sum * self.projection_scale
-                })
-                .collect();
+    ///
+    /// # Errors
+    /// Other lengths than the projection has.
+    pub fn combine(&self, hidden: &[f32], row: &mut [f32]) -> std::result::Result<(), BoxError> {
+        let (rows, cols) = (self.projection.rows(), self.projection.cols());
+        if (row.len(), hidden.len()) != (rows, cols) {
+            let got = format!(
+                "a row of {} and an embedding of {}",
+                row.len(),
+                hidden.len()
+            );
+            return Err(
+                format!("the per-layer projection has {rows} rows of {cols}, got {got}").into(),
+            );
+        }
+        let mut projected = vec![0.0; rows];
+        Rows::Packed(&self.projection).multiply(0, hidden, 1, None, &mut projected);
+        let (dim, scales) = (self.norm.len(), self.scales);
+        let layers = row
+            .chunks_exact_mut(dim)
+            .zip(projected.chunks_exact_mut(dim));
+        for (row, projected) in layers {
+            projected.iter_mut().for_each(|x| *x *= scales.projection);
             let square: f32 = projected.iter().map(|x| x * x).sum::<f32>() / dim as f32;
-            let inverse = (square + self.eps).sqrt().recip();
-            for ((value, x), gain) in row.iter_mut().zip(&projected).zip(&self.norm) {
-                *value = (x * inverse * gain + *value) * self.combine_scale;
+            let inverse = (square + scales.eps).sqrt().recip();
+            for ((value, x), gain) in row.iter_mut().zip(projected).zip(&self.norm) {
+                *value = (*x * inverse * gain + *value) * scales.combine;
             }
         }
+        Ok(())
     }
 }
 

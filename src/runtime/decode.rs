@@ -6,7 +6,10 @@ use super::functions::{self, Functions};
 use super::held::Held;
 use super::host::{Call, CallKind};
 use super::model::{Model, Overflow, zeros};
+use super::profile::Profile;
+use super::roofline::WeightUse;
 use super::rows;
+use super::team;
 use super::tensor::{Precision, Tensor};
 use std::collections::BTreeMap;
 
@@ -263,6 +266,7 @@ impl Decoder {
             how: chain.how,
             tokens,
             position: *position,
+            threads: Some(threads),
         };
         let host = host_values(&call, chunks, chain)?;
         // What goes wrong from here on leaves caches of two positions.
@@ -290,7 +294,7 @@ impl Decoder {
                     what: format!("input `{}` has no value", feature.name),
                 })?);
             }
-            let results = threads.install(|| model.run_held(inputs));
+            let results = team::run(threads, || model.run_held(inputs));
             let results = results.map_err(|source| Error::InChunk {
                 chunk: name.clone(),
                 position: *position,
@@ -405,6 +409,26 @@ impl Decoder {
             let tensor = held.clone().into_tensor().ok()?;
             Some((chunk, cache.name.as_str(), tensor))
         })
+    }
+
+    /// Begins to time the ops of decode anew, or stops. Timing costs a little time itself.
+    pub fn set_profiling(&mut self, on: bool) {
+        let chunks = self.decode.chunks.iter_mut();
+        chunks.for_each(|(_, model)| model.set_profiling(on));
+    }
+
+    /// The times of the ops of decode since [`Decoder::set_profiling`], all chunks together.
+    pub fn profile(&self) -> Profile {
+        let mut all = Profile::default();
+        let profiles = self.decode.chunks.iter().flat_map(|(_, m)| m.profile());
+        profiles.for_each(|profile| all.merge(profile));
+        all
+    }
+
+    /// The weights that every token is multiplied with.
+    pub fn weights(&self) -> Vec<WeightUse> {
+        let chunks = self.decode.chunks.iter();
+        chunks.flat_map(|(_, model)| model.weights()).collect()
     }
 
     /// Finite values that became infinite in fp16 since the last reset, with the chunk they belong to;

@@ -2,6 +2,7 @@
 
 use super::error::{Error, Result};
 use super::kernels::strided::{View, copy};
+use super::kernels::wide::sum_of_squares;
 use super::tensor::{Data, Kind, Tensor, strides};
 use std::sync::Arc;
 
@@ -66,8 +67,7 @@ const ROUNDING: f64 = 1.000_001;
 
 /// The norm of a row, rounded up.
 pub(crate) fn norm(row: &[f32]) -> f32 {
-    let square: f64 = row.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
-    let norm = (square.sqrt() * ROUNDING) as f32;
+    let norm = (sum_of_squares(row).sqrt() * ROUNDING) as f32;
     if norm.is_finite() {
         norm
     } else {

@@ -159,6 +159,8 @@ pub(crate) struct Call<'a> {
     pub tokens: &'a [u32],
     /// Position of the first.
     pub position: usize,
+    /// Threads to share work among.
+    pub threads: Option<&'a rayon::ThreadPool>,
 }
 
 impl Call<'_> {
@@ -235,8 +237,10 @@ impl Call<'_> {
         let mut embedding = vec![0.0; self.spec.hidden];
         self.rows.embed(token, &mut embedding)?;
         self.rows.per_layer(token, out)?;
-        mix.combine(&embedding, out);
-        Ok(())
+        match self.threads {
+            Some(threads) => threads.install(|| mix.combine(&embedding, out)),
+            None => mix.combine(&embedding, out),
+        }
     }
 
     /// Rows of 0 where `seen(row, column)`, of the value that hides elsewhere.
@@ -319,6 +323,7 @@ mod tests {
             how: Conventions::default(),
             tokens: &[0],
             position,
+            threads: None,
         };
         let rows = kind.width();
         let mask = call.value(Host::SlidingMask, &[1, 1, rows, width]).unwrap();

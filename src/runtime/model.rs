@@ -7,11 +7,14 @@ use super::kernels::strided::{View, copy};
 use super::ops::moves_only;
 use super::plan::{self, Action, Feature, Plan, Step};
 use super::pool::Pool;
+use super::profile::Profile;
+use super::roofline::WeightUse;
 use super::tensor::{Kind, Precision, Tensor, strides};
 use super::value::{Known, Value};
 use crate::mil::{DType, TensorType};
 use crate::package::{Package, ReadFunction};
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 /// Finite values that became infinite in fp16.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +56,7 @@ pub struct Model {
     pool: Pool,
     runs: u64,
     overflows: BTreeMap<usize, Overflow>,
+    profile: Option<Profile>,
 }
 
 impl Model {
@@ -119,6 +123,7 @@ impl Model {
             pool: Pool::default(),
             runs: 0,
             overflows: BTreeMap::new(),
+            profile: None,
         })
     }
 
@@ -155,6 +160,27 @@ impl Model {
     /// Overflows so far, in the order of the ops. Always empty in f32.
     pub fn overflows(&self) -> impl Iterator<Item = &Overflow> {
         self.overflows.values()
+    }
+
+    /// Begins to time ops anew, or stops.
+    pub(crate) fn set_profiling(&mut self, on: bool) {
+        self.profile = on.then(Profile::default);
+    }
+
+    /// The times of ops, while they are taken.
+    pub(crate) fn profile(&self) -> Option<&Profile> {
+        self.profile.as_ref()
+    }
+
+    /// The weights that stay as they are stored.
+    pub(crate) fn weights(&self) -> impl Iterator<Item = WeightUse> {
+        let values = self.plan.values.iter();
+        values.filter_map(|value| match &value.known {
+            Known::Constant(constant) if constant.decoded().is_none() => {
+                Some(constant.weight()?.usage())
+            }
+            _ => None,
+        })
     }
 
     /// Zeroes the states and forgets runs and overflows.
@@ -308,6 +334,7 @@ impl Model {
 
     fn execute(&mut self) -> Result<()> {
         for step in &self.plan.steps {
+            let begun = self.profile.is_some().then(Instant::now);
             let undefined = |value: usize| Error::UndefinedValue {
                 op: step.op.clone(),
                 value: self.plan.values[value].name.clone(),
@@ -320,6 +347,7 @@ impl Model {
             if let Some(result) = in_place(step, &self.plan.values, &places, &mut self.pool)? {
                 self.slots[step.outputs[0]] = Some(result);
                 free(&mut self.slots, &mut self.pool, &step.dead);
+                time(&mut self.profile, step, begun);
                 continue;
             }
             let mut inputs = Vec::with_capacity(step.inputs.len());
@@ -364,6 +392,7 @@ impl Model {
                 self.slots[index] = Some(tensor);
             }
             free(&mut self.slots, &mut self.pool, &step.dead);
+            time(&mut self.profile, step, begun);
         }
         Ok(())
     }
@@ -410,6 +439,19 @@ fn free(slots: &mut [Option<Tensor>], pool: &mut Pool, dead: &[usize]) {
             pool.recycle(tensor);
         }
     }
+}
+
+/// Counts a step that began then, if steps are timed.
+fn time(profile: &mut Option<Profile>, step: &Step, begun: Option<Instant>) {
+    let (Some(profile), Some(begun)) = (profile, begun) else {
+        return;
+    };
+    let name = match &step.action {
+        Action::Attention(_) => "attention",
+        Action::Update(_) => "cache update",
+        _ => step.op_type.name(),
+    };
+    profile.add(name, begun.elapsed());
 }
 
 /// What happens to an input.

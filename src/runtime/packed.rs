@@ -9,6 +9,7 @@ use super::kernels::kernel::Kernel;
 use super::kernels::math::round_f16;
 use super::kernels::matvec::{CodedRows, Vectors, multiply_decoded};
 use super::palette::{Palette, column_coordinates, group_of, palette_columns};
+use super::roofline::WeightUse;
 use super::sparse::Sparse;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -313,6 +314,44 @@ impl PackedWeight {
                 CodedRows::new(RowCoding::Int8, bytes, size, (&blocks.scale, group))
             }
             _ => None,
+        }
+    }
+
+    /// What a product with all rows reads.
+    pub fn usage(&self) -> WeightUse {
+        let elements = self.rows * self.cols;
+        let size = |coding: Coding, elements: usize| coding.bytes(elements).unwrap_or(0);
+        // LUTs and scales are stored in fp16.
+        let (coding, bytes) = match &self.form {
+            Form::Plain(coding) => (format!("fp{}", coding.bits()), size(*coding, elements)),
+            Form::Palette { palette, .. } => {
+                let indices: usize = palette.index_shape.iter().product();
+                let bytes = size(Coding::Unsigned(palette.bits), indices);
+                let vector = match palette.vector() {
+                    1 => String::new(),
+                    n => format!(" vectors of {n}"),
+                };
+                (
+                    format!("palette{}{vector}", palette.bits),
+                    bytes + palette.lut.len() * 2,
+                )
+            }
+            Form::Blocks { blocks, .. } => {
+                let offsets = blocks.offset.as_ref().map_or(0, Vec::len);
+                let bytes = size(blocks.coding, elements) + blocks.scale.len() * 2 + offsets;
+                let coding = match self.coded() {
+                    Some(_) => "int8".to_owned(),
+                    None => format!("blocks of int{}", blocks.coding.bits()),
+                };
+                (coding, bytes)
+            }
+            Form::Sparse(sparse) => ("sparse".to_owned(), sparse.bytes()),
+        };
+        WeightUse {
+            coding,
+            elements: elements as u64,
+            bytes: bytes as u64,
+            direct: self.coded().map(|rows| rows.coding()),
         }
     }
 

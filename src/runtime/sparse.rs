@@ -60,6 +60,13 @@ impl Sparse {
         })
     }
 
+    /// Bytes of the elements and of the mask.
+    pub fn bytes(&self) -> usize {
+        let rows = self.starts.len() - 1;
+        let elements = self.coding.bytes(self.starts[rows]).unwrap_or(0);
+        elements + (rows * self.columns).div_ceil(8)
+    }
+
     /// Decodes a row from the bytes of the elements.
     pub fn decode_row(&self, bytes: &[u8], row: usize, out: &mut [f32]) {
         let mask: &[u8] = (*self.mask.0).as_ref();

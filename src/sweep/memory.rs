@@ -59,8 +59,8 @@ pub fn watch<T>(work: impl FnOnce() -> T) -> (T, Peak) {
     (result, peak)
 }
 
-/// Bytes of a line of `/proc/self/status`.
-fn status(field: &str) -> Option<u64> {
+/// Bytes of a line of `/proc/self/status`, `RssAnon:` say; `None` where the system has none.
+pub fn status(field: &str) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix(field))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

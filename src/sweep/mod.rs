@@ -37,7 +37,7 @@ use std::sync::Arc;
 
 pub use error::{Error, Result};
 pub use front::pareto;
-pub use memory::Peak;
+pub use memory::{Peak, status};
 pub(crate) use model::Model;
 pub(crate) use prepare::write_atomically;
 pub use recall::{Ask, Recall, RecallContext, read as read_recall};

@@ -29,7 +29,7 @@ const RECIPES: [&str; 6] = [
 ];
 
 /// Statistics with matrices: of nano on its calibration text, of the others on some ids.
-fn statistics(name: &str, dir: &Path, full: bool) -> Arc<Stats> {
+pub fn statistics(name: &str, dir: &Path, full: bool) -> Arc<Stats> {
     let model = fixture(name);
     let checkpoint = Checkpoint::open(&model).unwrap();
     let sequences = match name {

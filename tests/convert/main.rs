@@ -9,7 +9,11 @@ mod coremltools;
 mod crash;
 mod determinism;
 mod faults;
+#[cfg(unix)]
+mod forecast;
 mod helpers;
+#[cfg(all(unix, debug_assertions))]
+mod kills;
 mod opening;
 mod rewrite;
 mod sharding;

@@ -8,6 +8,7 @@
 use crate::runtime::kernels::dot::{accumulate, reduce};
 use crate::runtime::kernels::lanes::LANES;
 use crate::runtime::kernels::math::exp;
+use crate::runtime::kernels::wide::widest;
 use rayon::prelude::*;
 
 /// Query rows of a block: the lanes of its scores.
@@ -24,40 +25,6 @@ const KEYS: usize = 64;
 
 /// From so many multiplications on, a block is shared among threads.
 const PARALLEL_WORK: usize = 1 << 20;
-
-/// Defines a function that is compiled for AVX-512 and AVX2 as well, taken where the CPU has them.
-macro_rules! widest {
-    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),*) $body:block) => {
-        $(#[$doc])*
-        fn $name($($arg: $ty),*) {
-            #[inline(always)]
-            fn body($($arg: $ty),*) $body
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx512f,avx512vl,avx512dq")]
-                fn avx512($($arg: $ty),*) {
-                    body($($arg),*)
-                }
-                #[target_feature(enable = "avx2")]
-                fn avx2($($arg: $ty),*) {
-                    body($($arg),*)
-                }
-                if is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512vl")
-                    && is_x86_feature_detected!("avx512dq")
-                {
-                    // SAFETY: the CPU has the features, as just asked.
-                    return unsafe { avx512($($arg),*) };
-                }
-                if is_x86_feature_detected!("avx2") {
-                    // SAFETY: the CPU has the feature, as just asked.
-                    return unsafe { avx2($($arg),*) };
-                }
-            }
-            body($($arg),*)
-        }
-    };
-}
 
 widest! {
     /// `out[key][row] = q[row] · keys[key]`; `q` is `[BLOCK, d]`.

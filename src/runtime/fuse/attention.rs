@@ -62,6 +62,11 @@ pub(crate) trait Operands {
 /// A mask below this hides a key: what is added elsewhere are zeros and sums of at most a few.
 const HIDES: f32 = -10_000.0;
 
+/// Whether a mask hides a key; what is not a number does not.
+fn hides(mask: f32) -> bool {
+    mask < HIDES
+}
+
 /// `exp` of less is 0, with room for the rounding of a score.
 const UNDERFLOW: f32 = -106.0;
 
@@ -199,7 +204,12 @@ impl Work<'_> {
         let count = q.len() / d.max(1);
         let mut padded = vec![0.0; BLOCK * d];
         padded[..q.len()].copy_from_slice(q);
-        let shown = |key: &usize| (0..count).any(|row| !(self.mask_at(row, *key) < HIDES));
+        // One row of a mask is all of them.
+        let masks = match self.attention.dims.mask_rows {
+            1 => 1,
+            _ => count,
+        };
+        let shown = |key: &usize| (0..masks).any(|row| !hides(self.mask_at(row, *key)));
         let seen: Vec<usize> = (0..length).filter(shown).collect();
         let all = || (0..length).collect::<Vec<_>>();
         if seen.is_empty() || seen.len() == length {
@@ -207,15 +217,15 @@ impl Work<'_> {
         }
         let lowest = |row: usize| {
             let keys = (0..length).map(|key| self.mask_at(row, key));
-            keys.filter(|&m| m < HIDES)
-                .fold(f32::NEG_INFINITY, f32::max)
+            keys.filter(|&m| hides(m)).fold(f32::NEG_INFINITY, f32::max)
         };
-        // No hidden key has a larger score.
+        let lowest: Vec<f32> = (0..masks).map(lowest).collect();
+        // No hidden key has a larger score; not a number where norms are infinite and masks -inf.
         let mut hidden = [f32::NEG_INFINITY; BLOCK];
         for (row, hidden) in hidden.iter_mut().enumerate().take(count) {
-            *hidden = norm(&q[row * d..(row + 1) * d]) * self.bound * ROUNDING + lowest(row);
+            let largest = norm(&q[row * d..(row + 1) * d]) * self.bound * ROUNDING;
+            *hidden = largest + lowest[row.min(masks - 1)];
         }
-        // Not below zero but not a number: infinite norms and masks of -inf.
         self.over(&padded, count, &seen, Some(&hidden))
             .or_else(|| self.over(&padded, count, &all(), None))
             .unwrap_or_default()

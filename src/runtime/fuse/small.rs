@@ -5,6 +5,7 @@ use super::{Note, Region};
 use crate::mil::OpType;
 use crate::runtime::args::Kernel;
 use crate::runtime::kernels::axes::AxesLast;
+use crate::runtime::kernels::wide::rms;
 use crate::runtime::plan::{Action, Plan, Step};
 use crate::runtime::tensor::Tensor;
 
@@ -60,10 +61,7 @@ impl Rms {
             let mut out = pool.floats(x.len());
             let rows = out.chunks_exact_mut(axes.inner.max(1));
             for (out, x) in rows.zip(x.chunks_exact(axes.inner.max(1))) {
-                let scale = 1.0 / (sum_of_squares(x) / x.len() as f64 + epsilon).sqrt();
-                for (o, &v) in out.iter_mut().zip(x) {
-                    *o = (f64::from(v) * scale) as f32;
-                }
+                rms(x, epsilon, out);
                 if gain {
                     let gains = inputs[1].as_f32()?;
                     out.iter_mut().zip(gains).for_each(|(o, g)| *o *= g);
@@ -75,23 +73,6 @@ impl Rms {
             Ok(vec![Tensor::f32(&shape, axes.scatter(out))?])
         })
     }
-}
-
-/// Partial sums of [`sum_of_squares`].
-const SUMS: usize = 8;
-
-fn sum_of_squares(x: &[f32]) -> f64 {
-    let mut sums = [0.0f64; SUMS];
-    let (blocks, rest) = x.as_chunks::<SUMS>();
-    for block in blocks {
-        for (sum, &v) in sums.iter_mut().zip(block) {
-            *sum += f64::from(v) * f64::from(v);
-        }
-    }
-    for (sum, &v) in sums.iter_mut().zip(rest) {
-        *sum += f64::from(v) * f64::from(v);
-    }
-    sums.iter().sum()
 }
 
 /// The value that `value` is -1 times.

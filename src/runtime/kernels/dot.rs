@@ -1,6 +1,6 @@
 //! Inner products in a fixed order of summation, so that neither threads nor CPU change a result.
 
-use super::lanes::LANES;
+pub(crate) use super::lanes::LANES;
 use rayon::prelude::*;
 
 /// From so many multiplications on, rows are shared among threads.

@@ -10,5 +10,6 @@ pub(crate) mod math;
 pub(crate) mod matvec;
 pub(crate) mod rows;
 pub(crate) mod strided;
+pub(crate) mod wide;
 #[cfg(target_arch = "x86_64")]
 mod x86;

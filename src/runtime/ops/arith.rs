@@ -6,6 +6,7 @@ use crate::runtime::error::Result;
 use crate::runtime::kernels::broadcast::{Plan, broadcast_shape, broadcast_strides};
 use crate::runtime::kernels::math::{erf, exp, sigmoid, tanh};
 use crate::runtime::kernels::strided::{View, copy};
+use crate::runtime::kernels::wide;
 use crate::runtime::ops::for_each_kind;
 use crate::runtime::tensor::{Data, Element, Tensor};
 
@@ -103,9 +104,7 @@ fn map(
     args.one(ty, move |inputs, pool| {
         let x = inputs[0].as_f32()?;
         let mut out = pool.floats(x.len());
-        for (o, &v) in out.iter_mut().zip(x) {
-            *o = f(v);
-        }
+        wide::map(&f, x, &mut out);
         Tensor::f32(inputs[0].shape(), out)
     })
 }
@@ -115,6 +114,7 @@ fn gelu_exact(x: f32) -> f32 {
     (0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2))) as f32
 }
 
+#[inline(always)]
 fn gelu_tanh(x: f32) -> f32 {
     /// `sqrt(2 / pi)`.
     const SLOPE: f32 = 0.797_884_6;

@@ -47,10 +47,26 @@ pub(super) fn argmax(mut args: OpArgs<'_>) -> Result<Compiled> {
 }
 
 fn first_largest(values: &[f32]) -> i32 {
+    /// Elements whose largest is found before its place.
+    const BLOCK: usize = 256;
     let mut best = 0;
-    for (i, &v) in values.iter().enumerate() {
-        if v > values[best] {
-            best = i;
+    for (block, part) in values.chunks(BLOCK).enumerate() {
+        let larger = |a: f32, v: f32| if v > a { v } else { a };
+        let mut lanes = [f32::NEG_INFINITY; 16];
+        let (runs, rest) = part.as_chunks::<16>();
+        for run in runs {
+            lanes
+                .iter_mut()
+                .zip(run)
+                .for_each(|(a, &v)| *a = larger(*a, v));
+        }
+        let lanes = lanes.iter().chain(rest);
+        let largest = lanes.fold(f32::NEG_INFINITY, |a, &v| larger(a, v));
+        // A NaN at the first place is never passed, any other is.
+        if largest > values[best]
+            && let Some(at) = part.iter().position(|&v| v == largest)
+        {
+            best = block * BLOCK + at;
         }
     }
     best as i32
