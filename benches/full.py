@@ -31,9 +31,8 @@ PROMPT, TOKENS = 128, 32
 PROFILE_ROWS = 6
 # Share of the input that may still be cached for a run to count as uncached.
 UNCACHED = 0.01
-# When a conversion is killed, since it was begun or resumed, in parts of the time of an uninterrupted one: before anything is
-# finished, when the first units are, and again after they were taken over.
-KILLS = [0.25, 0.6, 0.5]
+# Recipe of all conversions: the default.
+RECIPE = "swa4-int4"
 # 31B is cut to this many layers where the disk does not hold it whole.
 SHORT_LAYERS = 30
 # Bytes of a checkpoint (bf16) and of its INT4 bundle together, roughly; for 31B also of its first layers.
@@ -125,14 +124,10 @@ class Bench:
             mark.touch()
             self.table.add(f"make {self.name}", f"{made.wall_s:.1f} s", f"{gb(measure.size(target))}")
 
-    def convert(self, model, output, kill_after=None):
-        command = [CLI, "-q", "--format", "json", "convert", model, "-o", output]
-        return measure.run(command, kill_after)
-
     def fresh(self, model, output):
         """A conversion into nothing: its run and its report."""
         shutil.rmtree(output, ignore_errors=True)
-        done = self.convert(model, output)
+        done = measure.run([CLI, "-q", "--format", "json", "convert", model, "-r", RECIPE, "-o", output])
         return done, json.loads(done.out)
 
     def row(self, what, done, report, target=""):
@@ -200,24 +195,22 @@ class Bench:
         self.table.add("its bundle", "the same bytes" if same else "OTHER BYTES", "cached conversion", "", "the same bytes")
 
     def kills(self):
-        """Kills a conversion and lets it resume; the bundle must be that of an uninterrupted one."""
-        other = self.dir / "killed"
-        shutil.rmtree(other, ignore_errors=True)
+        """kills.sh: three conversions killed and resumed, each compared with the uninterrupted bundle."""
         measure.read_all(self.input)
-        spent, killed = 0.0, 0
-        done = None
-        while done is None or done.status != 0:
-            done = self.convert(self.input, other, KILLS[killed] * self.warm if killed < len(KILLS) else None)
-            spent += done.wall_s
-            killed += done.status != 0
-        kept = json.loads(done.out)["resumed"]
-        same = measure.tree(other) == measure.tree(self.output)
-        shutil.rmtree(other)
-        what = f"{killed} kills (SIGKILL), then to the end"
-        self.table.add(what, f"{spent:.1f} s in all", f"{self.warm:.1f} s uninterrupted", spent / self.warm)
-        # A run that took nothing over shows nothing about resuming, whatever its bytes.
-        self.table.add("its last run took over", ", ".join(kept) or "NOTHING", "", "", "a unit at least")
-        self.table.add("its bundle", "the same bytes" if same else "OTHER BYTES", "uninterrupted", "", "the same bytes")
+        command = [HERE / "kills.sh", self.input, RECIPE, self.output, f"{self.warm:.3f}", self.dir / "kills"]
+        done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=dict(os.environ, GEMMA_COREML=str(CLI)))
+        kept_in_all = 0
+        for line in done.stdout.splitlines()[1:]:
+            after, _, kept, in_work, built, second, *result = line.split()
+            kept_in_all += int(kept) if kept.isdigit() else 0
+            value = f"{kept} units kept, {in_work} lost in work, {built} built again; {' '.join(result).removeprefix('s ')}"
+            self.table.add(f"killed after {after} s, then to the end", value, "", "", "≤ 2 lost, the same bytes")
+            if second != "-":
+                self.table.add("its second run", f"{float(second):.1f} s", "uninterrupted", float(second) / self.warm)
+        if done.returncode != 0:
+            self.table.add("kills.sh", f"FAILED: {done.stderr.strip().splitlines()[-1]}")
+        elif kept_in_all == 0:
+            self.table.add("kills.sh", "NOTHING WAS KEPT by any kill: this shows nothing about resuming")
 
     def plan(self):
         """Bytes of the bundle against what `plan` says of it."""

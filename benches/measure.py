@@ -6,7 +6,6 @@ import hashlib
 import mmap
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -25,7 +24,6 @@ class Run:
     anonymous: int
     resident: int
     samples: int
-    status: int
     out: str
 
 
@@ -39,9 +37,8 @@ def memory(pid):
     return tuple(int(fields.get(name, "0").split()[0]) * 1024 for name in ("RssAnon", "VmRSS"))
 
 
-def run(command, kill_after=None):
-    """Runs a command to its end, sampling its memory every 20 ms. With `kill_after` it is killed (SIGKILL) after that many
-    seconds if it has not ended; otherwise a failure ends the program."""
+def run(command):
+    """Runs a command to its end, sampling its memory every 20 ms. Its failure ends the program."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         start = time.perf_counter()
         process = subprocess.Popen([str(c) for c in command], stdout=out, stderr=err)
@@ -53,19 +50,15 @@ def run(command, kill_after=None):
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if pid:
                 break
-            if kill_after is not None and time.perf_counter() - start >= kill_after:
-                process.send_signal(signal.SIGKILL)
-                _, status, usage = os.wait4(process.pid, 0)
-                break
             time.sleep(SAMPLE_S)
         wall = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         for file in (out, err):
             file.seek(0)
-        if process.returncode != 0 and not (kill_after is not None and process.returncode == -signal.SIGKILL):
+        if process.returncode != 0:
             raise SystemExit(f"{' '.join(map(str, command))}: exit status {process.returncode}\n{err.read()[-2000:]}")
         cpu = usage.ru_utime + usage.ru_stime
-        return Run(wall, cpu, *peak, samples, process.returncode, out.read())
+        return Run(wall, cpu, *peak, samples, out.read())
 
 
 def files(root):
