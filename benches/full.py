@@ -133,7 +133,9 @@ class Bench:
     def row(self, what, done, report, target=""):
         """The row of a conversion."""
         self.elements = elements = sum(s["elements"] for s in report["schemes"].values())
-        value = f"{done.wall_s:.1f} s, {million(elements / done.wall_s)} weights/s, {done.cpu_s / done.wall_s:.2f} cores"
+        rows = sum(s["elements"] for name, s in report["schemes"].items() if name.startswith("rows-"))
+        value = f"{done.wall_s:.1f} s, {million(elements / done.wall_s)} weights/s ({rows / elements:.0%} in row tables), "
+        value += f"{done.cpu_s / done.wall_s:.2f} cores"
         self.table.add(what, value, target=target)
 
     def memory_row(self, model, done):
