@@ -7,7 +7,7 @@ SWEEP ?= target/sweep
 MODEL ?= e2b
 SYNTH ?= target/synth/$(MODEL)
 
-.PHONY: demo test check fmt clippy doc bench sweep recipe-table synth fixtures venv build clean
+.PHONY: demo test check fmt clippy doc bench bench-full sweep recipe-table synth fixtures venv build clean
 
 build:
 	$(CARGO) build --release
@@ -41,9 +41,14 @@ doc:
 
 check: fmt clippy test doc
 
-## Palettizer against coremltools, same matrices, same run.
+## Steps of a conversion and kernels, and the palettizer's error and speed, against coremltools, same inputs, same run.
 bench: venv
-	bash benches/run.sh
+	sh benches/run.sh steps
+	sh benches/run.sh palettize
+
+## Conversion and decoding at full size (docs/PERFORMANCE.md). Tens of GB of disk; settings in benches/full.sh.
+bench-full:
+	bash benches/full.sh
 
 ## The sweep of docs/EXPERIMENTS.md section 3: calibrates on one text of nano, allocates widths, compares every scheme on another.
 sweep: build
