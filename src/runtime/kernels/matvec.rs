@@ -245,6 +245,9 @@ macro_rules! up_to_8 {
 /// Bytes of the largest block: 64 fp16.
 const LARGEST_BLOCK: usize = 128;
 
+/// Least distance, in bytes, of what is asked of the memory ahead of its use: the time that the memory takes.
+const AHEAD: usize = 24 << 10;
+
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
@@ -265,15 +268,16 @@ unsafe fn products<V: Lanes, C: Codec<V>, const R: usize>(
     // SAFETY: block `b` of row `r` lies in `rows`; what is left of a row is copied to a whole block.
     unsafe {
         let mut sums = [V::zero(); R];
+        let ahead = (R * row_bytes).max(AHEAD);
         for b in 0..blocks {
             let block = rows.as_ptr().add(b * C::BYTES);
             let mut parts = [codec.block(block); R];
             up_to_8!(r < R => {
                 let at = block.add(r * row_bytes);
-                // The same place of the rows that come next.
-                V::prefetch(at.wrapping_add(R * row_bytes));
+                // Rows that come later lie behind these.
+                V::prefetch(at.wrapping_add(ahead));
                 if C::BYTES > LINE {
-                    V::prefetch(at.wrapping_add(R * row_bytes + LINE));
+                    V::prefetch(at.wrapping_add(ahead + LINE));
                 }
                 parts[r] = codec.block(at);
             });
