@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # kills.sh CHECKPOINT RECIPE REFERENCE SECONDS [DIR [CONVERT'S ARGUMENTS...]]
 #
-# For each of FRACTIONS (default: 0.2 0.5 0.8) of SECONDS: converts CHECKPOINT with RECIPE, ends the process after that time
+# For each of FRACTIONS (default: 0.3 0.45 0.6) of SECONDS: converts CHECKPOINT with RECIPE, ends the process after that time
 # with SIGKILL, converts again to the end, and compares the result byte for byte with REFERENCE, the bundle that a conversion
 # without a break made with the same arguments. Prints a line per kill: units kept (as `convert` says), units in work at the kill
 # (begun, and lost), units that the second run built, and its time. Works in DIR (default: a directory beside REFERENCE), which
@@ -45,7 +45,7 @@ journaled() {
 }
 
 printf '%-12s %6s %8s %6s %14s %s\n' 'killed after' kept 'in work' built 'second run' result
-for fraction in ${FRACTIONS:-0.2 0.5 0.8}; do
+for fraction in ${FRACTIONS:-0.3 0.45 0.6}; do
     rm -rf "$out" "$partial"
     after=$(awk -v f="$fraction" -v s="$seconds" 'BEGIN { printf "%.3f", f * s }')
     convert "$@" >"$log" 2>&1 &

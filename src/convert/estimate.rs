@@ -2,6 +2,7 @@
 
 use super::facts::Job;
 use super::forecast::FileForecast;
+use super::lanes::LANES;
 use super::resolve::{Resolved, matrix};
 use super::tile::TILE;
 use super::units::{Origin, Unit};
@@ -51,10 +52,12 @@ pub struct Time {
     pub values: u64,
 }
 
-/// Bytes a second that are hashed and, the first time, read: SHA-256 of the checkpoint and of what is written.
-const HASHED: f64 = 1.0e9;
-/// Bytes a second that are written and brought to the disk.
-const STORED: f64 = 0.5e9;
+/// Bytes a second and thread of the checkpoint that are hashed.
+const HASHED: f64 = 1.2e9;
+/// Bytes a second and thread that are written, and hashed for `provenance.json`.
+const WRITTEN: f64 = 0.5e9;
+/// Bytes a second that the disk takes.
+const STORED: f64 = 0.45e9;
 
 /// Threads of a conversion: one per core when `None`.
 pub(super) fn threads(asked: Option<usize>) -> usize {
@@ -82,10 +85,9 @@ pub(super) fn memory(
             .get(&format!("{dir}/{MODEL_PATH}"))
             .map_or(0, |f| f.bytes)
     };
-    let mut most = 0;
-    for (name, unit) in units {
+    let one = |(name, unit): &(String, Unit<'_>)| {
         let anew = job.origin(name, unit) == Origin::Anew;
-        most = most.max(match unit {
+        match unit {
             Unit::Package(p) => {
                 let weights = match anew && p.weights_of.is_none() {
                     true => package(job, &p.chunk.spec.name, &p.chunk.weights, threads),
@@ -96,8 +98,12 @@ pub(super) fn memory(
             Unit::Table(spec) if anew => TILE as u64 * TILE_VALUE + 4 * spec.rows as u64,
             Unit::PerLayer if anew => TILE as u64 * TILE_VALUE,
             _ => 0,
-        });
-    }
+        }
+    };
+    // The largest of them side by side.
+    let mut each: Vec<u64> = units.iter().map(one).collect();
+    each.sort_unstable_by(|a, b| b.cmp(a));
+    let most: u64 = each.iter().take(LANES).sum();
     let models = units.iter().map(|(name, _)| model(name));
     let check = MODEL_OPEN * models.sum::<u64>();
     let threads = threads as u64 * THREAD;
@@ -183,9 +189,10 @@ pub(super) fn time(
             _ => {}
         }
     }
-    // Hashing and writing are the work of one thread.
-    let bytes = job.checkpoint.text_bytes() + written;
-    let seconds = seconds / threads.max(1) as f64 + bytes as f64 / HASHED + written as f64 / STORED;
+    let (input, written) = (job.checkpoint.text_bytes() as f64, written as f64);
+    let seconds = (seconds + input / HASHED + written / WRITTEN) / threads.max(1) as f64;
+    // Two units are built at a time, so that the disk works meanwhile.
+    let seconds = seconds.max(written / STORED);
     Time {
         seconds,
         threads,
@@ -196,7 +203,7 @@ pub(super) fn time(
 /// Values a second and thread, measured with a made-up E2B (2 cores of an AMD EPYC 9004 at 2.x GHz, input in the page cache).
 const FP16: f64 = 300e6;
 /// The same for rows of int8 and int4.
-const ROWS: f64 = 150e6;
+const ROWS: f64 = 400e6;
 /// How many times longer a palette takes with importance, folds and compensation: measured on nano.
 const CALIBRATED: f64 = 20.0;
 
@@ -211,7 +218,7 @@ fn rate(scheme: Scheme) -> f64 {
             _ if nbits > 4 => 20e6,
             PaletteForm::Lut8 => 30e6,
             PaletteForm::Sparse(_) => 40e6,
-            PaletteForm::Scalar => 60e6,
+            PaletteForm::Scalar => 110e6,
         },
     }
 }

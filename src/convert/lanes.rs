@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 /// Units built at a time. Each has a tile and a palettizer's buffers per thread in memory.
-const LANES: usize = 2;
+pub(super) const LANES: usize = 2;
 
 /// A unit and its name.
 type Named<'u, 'a> = &'u (String, Unit<'a>);
