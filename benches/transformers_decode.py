@@ -4,8 +4,8 @@
 
 Loads the text weights only, runs a prompt of random ids, then token by token with the model's own cache; only the last
 position's logits are computed. Prints one JSON object. `tokens_per_s_median` is one over the median time of a token,
-`tokens_per_s_best` one over the shortest; sizes are bytes. The defaults are the fastest settings found on a machine
-with AVX-512 BF16; docs/PERFORMANCE.md has the others.
+`tokens_per_s_best` one over the shortest; sizes are bytes. docs/PERFORMANCE.md says
+which settings were tried beside the defaults.
 """
 
 import argparse
