@@ -8,6 +8,7 @@ use super::tile::TILE;
 use super::units::{Origin, Unit};
 use crate::package::{MODEL_PATH, Part};
 use crate::quantize::{Grouping, PaletteForm, Scheme, TableScheme};
+use crate::recipe::QuantRules;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -36,10 +37,10 @@ const GROUP_VALUE: u64 = 16;
 const COMPENSATED_VALUE: u64 = 32;
 /// Bytes for each element of a matrix of second moments: as stored, its factor, and f64 copies while it is inverted.
 const MOMENT: u64 = 20;
-/// Anonymous bytes for each byte of a `model.mlmodel` while it is built: program, message, text.
-const MODEL_BUILT: u64 = 16;
-/// The same while all packages are open for the check at the end.
-const MODEL_OPEN: u64 = 12;
+/// Anonymous bytes for each op of a program, while the program is built and while its package is open.
+const PROGRAM_OP: u64 = 4096;
+/// The same for each byte of its `model.mlmodel`, which may hold large constants.
+const PROGRAM_BYTE: u64 = 3;
 
 /// Time that a conversion is expected to take.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -71,19 +72,20 @@ pub(super) fn disk(sizes: impl Iterator<Item = u64>) -> u64 {
     sizes.fold(STAGING, |sum, bytes| sum.saturating_add(blocks(bytes)))
 }
 
-/// Most anonymous bytes at any time.
+/// Most anonymous bytes at any time; `ops` is the number of ops of each package that is written.
 pub(super) fn memory(
     job: &Job<'_>,
     units: &[(String, Unit<'_>)],
     files: &BTreeMap<String, FileForecast>,
+    ops: &BTreeMap<String, usize>,
     threads: usize,
 ) -> u64 {
     let tokenizer = job.checkpoint.dir().join("tokenizer.json");
     let tokenizer = std::fs::metadata(tokenizer).map_or(0, |m| m.len());
-    let model = |dir: &str| {
-        files
-            .get(&format!("{dir}/{MODEL_PATH}"))
-            .map_or(0, |f| f.bytes)
+    let program = |dir: &str| {
+        let bytes = files.get(&format!("{dir}/{MODEL_PATH}"));
+        let ops = ops.get(dir).map_or(0, |ops| *ops as u64);
+        PROGRAM_OP * ops + PROGRAM_BYTE * bytes.map_or(0, |f| f.bytes)
     };
     let one = |(name, unit): &(String, Unit<'_>)| {
         let anew = job.origin(name, unit) == Origin::Anew;
@@ -93,7 +95,7 @@ pub(super) fn memory(
                     true => package(job, &p.chunk.spec.name, &p.chunk.weights, threads),
                     false => 0,
                 };
-                weights + MODEL_BUILT * model(name)
+                weights + program(name)
             }
             Unit::Table(spec) if anew => TILE as u64 * TILE_VALUE + 4 * spec.rows as u64,
             Unit::PerLayer if anew => TILE as u64 * TILE_VALUE,
@@ -104,8 +106,8 @@ pub(super) fn memory(
     let mut each: Vec<u64> = units.iter().map(one).collect();
     each.sort_unstable_by(|a, b| b.cmp(a));
     let most: u64 = each.iter().take(LANES).sum();
-    let models = units.iter().map(|(name, _)| model(name));
-    let check = MODEL_OPEN * models.sum::<u64>();
+    // At the end all packages are opened.
+    let check = units.iter().map(|(name, _)| program(name)).sum::<u64>();
     let threads = threads as u64 * THREAD;
     let begin = PROCESS + TOKENIZER_PEAK * tokenizer;
     let rest = PROCESS + TOKENIZER_KEPT * tokenizer + threads + most.max(check);
@@ -159,9 +161,9 @@ pub(super) fn time(
     threads: usize,
 ) -> Time {
     let (mut values, mut seconds) = (0u64, 0.0);
-    let mut add = |count: u64, rate: f64| {
+    let mut add = |count: u64, each: f64| {
         values += count;
-        seconds += count as f64 / rate;
+        seconds += count as f64 * each;
     };
     for (name, unit) in units {
         if job.origin(name, unit) != Origin::Anew {
@@ -171,11 +173,7 @@ pub(super) fn time(
             Unit::Package(p) if p.weights_of.is_none() => {
                 let rules = &job.task.recipe_of(&p.chunk.spec.name).quantize;
                 for weight in &p.chunk.weights {
-                    let slower = match rules.calibrated_by() {
-                        Some(_) if weight.binding.kind.is_quantizable() => CALIBRATED,
-                        _ => 1.0,
-                    };
-                    add(weight.elements, rate(weight.scheme) / slower);
+                    add(weight.elements, seconds_of(weight, rules));
                 }
             }
             Unit::Table(spec) => {
@@ -183,9 +181,9 @@ pub(super) fn time(
                     TableScheme::RowsFp16 => FP16,
                     _ => ROWS,
                 };
-                add(spec.rows as u64 * spec.dim as u64, rate);
+                add(spec.rows as u64 * spec.dim as u64, 1.0 / rate);
             }
-            Unit::PerLayer => add(job.elements(name, unit), FP16),
+            Unit::PerLayer => add(job.elements(name, unit), 1.0 / FP16),
             _ => {}
         }
     }
@@ -200,25 +198,50 @@ pub(super) fn time(
     }
 }
 
-/// Values a second and thread, measured with a made-up E2B (2 cores of an AMD EPYC 9004 at 2.x GHz, input in the page cache).
-const FP16: f64 = 300e6;
-/// The same for rows of int8 and int4.
-const ROWS: f64 = 400e6;
-/// How many times longer a palette takes with importance, folds and compensation: measured on nano.
-const CALIBRATED: f64 = 20.0;
+// Values a second and thread. Those of palettes, rows and fp16 were measured with a checkpoint of E2B's shapes on two cores of an
+// AMD EPYC (Zen 4), those of more than 4 bits in proportion, the others on the shipped model of 3.2 million weights.
 
-/// Values a second and thread of a scheme.
-fn rate(scheme: Scheme) -> f64 {
-    match scheme {
-        Scheme::Fp16 => FP16,
-        Scheme::Int8Channel | Scheme::Int4Block(_) => 120e6,
-        Scheme::Palette { nbits, form, .. } => match form {
-            PaletteForm::Vector(_) => 0.16e6,
-            _ if nbits > 6 => 5e6,
-            _ if nbits > 4 => 20e6,
-            PaletteForm::Lut8 => 30e6,
-            PaletteForm::Sparse(_) => 40e6,
-            PaletteForm::Scalar => 110e6,
-        },
+/// fp16 and nothing else.
+const FP16: f64 = 300e6;
+/// Rows of int8 and int4.
+const ROWS: f64 = 400e6;
+/// Integers with scales.
+const LINEAR: f64 = 100e6;
+/// Vector palettes.
+const VECTORS: f64 = 0.16e6;
+/// Sparse palettes, and those with int8 tables.
+const PRUNED: f64 = 30e6;
+/// Palettes of up to 4, 6 and 8 bits.
+const PALETTES: [(u8, f64); 3] = [(4, 110e6), (6, 90e6), (8, 70e6)];
+/// How many times longer a palette takes with importance.
+const IMPORTANCE: f64 = 1.5;
+/// How many times longer it takes when folds are chosen first.
+const FOLDS: f64 = 12.0;
+/// Multiplications a second and thread of error compensation, one for each input of each weight.
+const COMPENSATION: f64 = 1.6e9;
+
+/// Seconds of one thread for one value of a weight.
+fn seconds_of(weight: &Resolved, rules: &QuantRules) -> f64 {
+    let Scheme::Palette { nbits, form, .. } = weight.scheme else {
+        return match weight.scheme {
+            Scheme::Fp16 => 1.0 / FP16,
+            _ => 1.0 / LINEAR,
+        };
+    };
+    let widths = PALETTES.iter().find(|(bits, _)| nbits <= *bits);
+    let mut seconds = match form {
+        PaletteForm::Vector(_) => 1.0 / VECTORS,
+        PaletteForm::Sparse(_) | PaletteForm::Lut8 => 1.0 / PRUNED,
+        PaletteForm::Scalar => 1.0 / widths.map_or(PRUNED, |(_, rate)| *rate),
+    };
+    if rules.importance {
+        seconds *= IMPORTANCE;
     }
+    if rules.scale {
+        seconds *= FOLDS;
+    }
+    if rules.compensate.is_some() {
+        seconds += matrix(&weight.binding)[1] as f64 / COMPENSATION;
+    }
+    seconds
 }

@@ -14,7 +14,7 @@ use crate::bundle::{layout, npy};
 use crate::checkpoint::{Checkpoint, StoredDType};
 use crate::gemma::{ModelPlan, names};
 use crate::mil::DeferredConst;
-use crate::package::{BoxError, MIN_BLOB_ELEMENTS, PackageSpec, WEIGHTS_DIR, forecast_package};
+use crate::package::{MIN_BLOB_ELEMENTS, PackageSpec, WEIGHTS_DIR, forecast_package};
 use crate::progress::NoProgress;
 use crate::quantize::{ErrorStats, Scheme, TableScheme};
 use crate::recipe::Recipe;
@@ -164,7 +164,7 @@ impl Job<'_> {
             tables: self.tables(&units),
             bytes: files.values().map(|file| file.bytes).sum(),
             disk: estimate::disk(files.values().filter(|f| f.written).map(|f| f.bytes)),
-            memory: estimate::memory(self, &units, &files, threads),
+            memory: estimate::memory(self, &units, &files, &all.ops, threads),
             time: estimate::time(self, &units, written(&files), threads),
             notes: sizes
                 .filter_map(|(name, bytes)| note(name, bytes))
@@ -298,7 +298,7 @@ impl Job<'_> {
             self.add_kept(dir, unit, all);
         } else {
             let shared = origin == Origin::Rewritten || package.weights_of.is_some();
-            for (file, bytes) in self.package_files(chunk)? {
+            for (file, bytes) in self.package_files(chunk, &mut all.ops)? {
                 let written = !(shared && file.starts_with(WEIGHTS_DIR));
                 all.file(format!("{dir}/{file}"), bytes, written);
             }
@@ -356,7 +356,11 @@ impl Job<'_> {
     }
 
     /// Files of a package that is written, by path in it.
-    fn package_files(&self, chunk: &ResolvedChunk) -> Result<BTreeMap<String, u64>> {
+    fn package_files(
+        &self,
+        chunk: &ResolvedChunk,
+        ops: &mut BTreeMap<String, usize>,
+    ) -> Result<BTreeMap<String, u64>> {
         let (graph, order) = self.graph(chunk)?;
         let spec = PackageSpec {
             program: &graph.program,
@@ -365,15 +369,19 @@ impl Job<'_> {
             file_limit: self.task.file_limit,
         };
         let source = Weights::new(self.checkpoint, &chunk.weights, None, &NoProgress);
-        let vectors = self.vectors(chunk);
-        let mut data = |c: &DeferredConst| self.data(c, &vectors);
+        let vectors = self.vectors(chunk)?;
+        let mut data = |c: &DeferredConst| Ok(vectors.get(c.id.as_str()).cloned());
         let predicted = forecast_package(&spec, &source, &mut data)
             .map_err(|e| package_error(&layout::package_dir(&chunk.spec.name), e))?;
+        let functions = graph.program.functions.values();
+        let package = layout::package_dir(&chunk.spec.name);
+        ops.insert(package, functions.map(|f| f.ops.len()).sum());
         Ok(predicted.files)
     }
 
-    /// The vectors of a package by constant that are stored as the checkpoint has them: not those that folds may divide.
-    fn vectors<'c>(&self, chunk: &'c ResolvedChunk) -> BTreeMap<&'c str, &'c Resolved> {
+    /// The bytes of the vectors of a package, by constant, that are stored as the checkpoint has them: not of those that folds may
+    /// divide.
+    fn vectors<'c>(&self, chunk: &'c ResolvedChunk) -> Result<BTreeMap<&'c str, Vec<u8>>> {
         let rules = &self.task.recipe_of(&chunk.spec.name).quantize;
         let mut folded = BTreeSet::new();
         if rules.scale {
@@ -395,25 +403,18 @@ impl Job<'_> {
                 && w.elements >= MIN_BLOB_ELEMENTS as u64
                 && !folded.contains(&w.binding.tensor)
         });
-        vectors.map(|w| (w.binding.konst.id.as_str(), w)).collect()
-    }
-
-    /// The bytes of a vector as a package stores them.
-    fn data(
-        &self,
-        c: &DeferredConst,
-        vectors: &BTreeMap<&str, &Resolved>,
-    ) -> std::result::Result<Option<Vec<u8>>, BoxError> {
-        let Some(weight) = vectors.get(c.id.as_str()) else {
-            return Ok(None);
-        };
-        let binding = &weight.binding;
-        let view = self
-            .checkpoint
-            .tensor(&binding.tensor, &binding.source_shape)?;
-        let mut values = vec![f16::ZERO; view.len()];
-        view.read_f16(0..view.len(), &mut values)?;
-        Ok(Some(values.iter().flat_map(|v| v.to_le_bytes()).collect()))
+        let mut bytes = BTreeMap::new();
+        for weight in vectors {
+            let binding = &weight.binding;
+            let view = self
+                .checkpoint
+                .tensor(&binding.tensor, &binding.source_shape)?;
+            let mut values = vec![f16::ZERO; view.len()];
+            view.read_f16(0..view.len(), &mut values)?;
+            let stored = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            bytes.insert(binding.konst.id.as_str(), stored);
+        }
+        Ok(bytes)
     }
 
     /// Whether a tensor is likely to be fp16 without an error: it is stored so, or has few values in bf16, which only those below
@@ -479,6 +480,8 @@ struct Collected {
     files: BTreeMap<String, FileForecast>,
     tensors: Vec<TensorRecord>,
     packages: Vec<PackageForecast>,
+    /// Ops of the program of each package that is written.
+    ops: BTreeMap<String, usize>,
 }
 
 impl Collected {

@@ -252,19 +252,23 @@ fn context_beyond_the_model() {
 fn damage_found_late_leaves_nothing_that_looks_complete_and_does_not_stick() {
     let dir = tempfile::tempdir().unwrap();
     let bad = damaged("e4b-tiny", dir.path(), |f| {
-        f.set("embed_tokens_per_layer.weight", 9, f32::NAN)
+        f.set("per_layer_model_projection.weight", 9, f32::NAN)
     });
     let (out, clean) = (dir.path().join("b"), dir.path().join("clean"));
     let error = run(&bad, "swa4-int4", &out, &options()).unwrap_err();
     assert!(
-        error.to_string().contains("embed_tokens_per_layer.weight"),
+        error
+            .to_string()
+            .contains("per_layer_model_projection.weight"),
         "{error}"
     );
     assert!(!out.exists());
     let partial = dir.path().join(".b.partial");
-    // The RoPE tables are larger than the damaged one, so they are begun before it, and finished.
+    // Units of more values are begun before it, two at a time, and finished.
     assert!(
-        partial.join("content/sin_full.npy").exists(),
+        partial
+            .join("content/embed_tokens_per_layer_q8.bin")
+            .exists(),
         "finished parts are kept"
     );
     assert!(gemma_coreml::bundle::Bundle::open(&partial.join("content")).is_err());
