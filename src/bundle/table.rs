@@ -67,6 +67,9 @@ impl RowTable {
         let why = format!("{rows} rows of {dim}");
         let bytes = rows as u64 * format.row_bytes(dim) as u64;
         let data = map_exact(&dir.join(&name), bytes, &why)?;
+        // A token needs one row: a large page would keep hundreds of others in memory. A refusal of advice does not matter.
+        #[cfg(target_os = "linux")]
+        let _ = data.advise(memmap2::Advice::NoHugePage);
         let scales = match layout::table_scales(stem, format) {
             Some(file) => Some(map_exact(
                 &dir.join(file),

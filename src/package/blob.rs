@@ -20,8 +20,9 @@ const SENTINEL: u32 = 0xDEAD_BEEF;
 /// Version of the format.
 const VERSION: u32 = 2;
 
-/// Bytes kept before they go to the file.
-pub(super) const BUFFER_BYTES: usize = 1 << 20;
+/// Bytes that go to the file at once, from a multiple of them on: a large page, so that the system keeps the file in large
+/// pages and whoever maps it reads it through few entries of the translation cache.
+pub(super) const BUFFER_BYTES: usize = 2 << 20;
 
 /// The next multiple of 64; none if it overflows.
 pub fn align(offset: u64) -> Option<u64> {
@@ -318,15 +319,23 @@ impl BlobFile {
             .map_err(Error::io("cannot write", &self.path))
     }
 
-    fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.buffer.len() + bytes.len() > BUFFER_BYTES {
-            self.flush()?;
-        }
-        if bytes.len() >= BUFFER_BYTES {
-            self.file.write_all(bytes)?;
-            self.flushed += bytes.len() as u64;
-        } else {
-            self.buffer.extend_from_slice(bytes);
+    fn push(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            // Up to the next multiple.
+            let room = BUFFER_BYTES - (self.len() % BUFFER_BYTES as u64) as usize;
+            let whole = bytes.len() / BUFFER_BYTES * BUFFER_BYTES;
+            if room == BUFFER_BYTES && self.buffer.is_empty() && whole > 0 {
+                self.file.write_all(&bytes[..whole])?;
+                self.flushed += whole as u64;
+                bytes = &bytes[whole..];
+                continue;
+            }
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.buffer.extend_from_slice(now);
+            if now.len() == room {
+                self.flush()?;
+            }
+            bytes = later;
         }
         Ok(())
     }

@@ -124,6 +124,9 @@ impl WeightFile {
         // SAFETY: the map is read only, and the file is one that nobody changes while a model of it
         // is loaded; every access goes through bounds that were checked against the map's length.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io("cannot map", path))?;
+        // Weights are read from one end to the other. It is advice alone, so that a refusal does not matter.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
         let blobs = walk(&map).map_err(fault)?;
         Ok(WeightFile {
             name: name.into(),

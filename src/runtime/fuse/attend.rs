@@ -24,7 +24,7 @@ const TILE: usize = 16;
 const KEYS: usize = 64;
 
 /// From so many multiplications on, a block is shared among threads.
-const PARALLEL_WORK: usize = 1 << 20;
+const PARALLEL_WORK: usize = 1 << 18;
 
 widest! {
     /// `out[key][row] = q[row] · keys[key]`; `q` is `[BLOCK, d]`.

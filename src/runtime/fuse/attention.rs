@@ -9,6 +9,8 @@ use super::graph::Graph;
 use super::{Base, Note, Part};
 use crate::mil::OpType;
 use crate::runtime::held::norm;
+use crate::runtime::kernels::lanes::LANES;
+use crate::runtime::kernels::wide::widest;
 use crate::runtime::plan::{Action, Plan, Step};
 use rayon::prelude::*;
 
@@ -62,9 +64,18 @@ pub(crate) trait Operands {
 /// A mask below this hides a key: what is added elsewhere are zeros and sums of at most a few.
 const HIDES: f32 = -10_000.0;
 
-/// Whether a mask hides a key; what is not a number does not.
-fn hides(mask: f32) -> bool {
-    mask < HIDES
+widest! {
+    /// Adds the keys that a row of a mask shows to `shown`. What hides the others has its maximum in the lanes of `lowest`.
+    /// What is not a number hides nothing.
+    fn scan(mask: &[f32], shown: &mut [bool], lowest: &mut [f32; LANES]) {
+        for (mask, shown) in mask.chunks(LANES).zip(shown.chunks_mut(LANES)) {
+            for ((&m, shown), lowest) in mask.iter().zip(shown).zip(lowest.iter_mut()) {
+                let hides = m < HIDES;
+                *shown |= !hides;
+                *lowest = if hides && m > *lowest { m } else { *lowest };
+            }
+        }
+    }
 }
 
 /// `exp` of less is 0, with room for the rounding of a score.
@@ -209,17 +220,19 @@ impl Work<'_> {
             1 => 1,
             _ => count,
         };
-        let shown = |key: &usize| (0..masks).any(|row| !hides(self.mask_at(row, *key)));
-        let seen: Vec<usize> = (0..length).filter(shown).collect();
+        let mut shown = vec![false; length];
+        let lowest: Vec<f32> = (0..masks)
+            .map(|row| {
+                let mut lowest = [f32::NEG_INFINITY; LANES];
+                scan(self.mask_row(row), &mut shown, &mut lowest);
+                lowest.into_iter().fold(f32::NEG_INFINITY, f32::max)
+            })
+            .collect();
+        let seen: Vec<usize> = (0..length).filter(|&key| shown[key]).collect();
         let all = || (0..length).collect::<Vec<_>>();
         if seen.is_empty() || seen.len() == length {
             return self.over(&padded, count, &all(), None).unwrap_or_default();
         }
-        let lowest = |row: usize| {
-            let keys = (0..length).map(|key| self.mask_at(row, key));
-            keys.filter(|&m| hides(m)).fold(f32::NEG_INFINITY, f32::max)
-        };
-        let lowest: Vec<f32> = (0..masks).map(lowest).collect();
         // No hidden key has a larger score; not a number where norms are infinite and masks -inf.
         let mut hidden = [f32::NEG_INFINITY; BLOCK];
         for (row, hidden) in hidden.iter_mut().enumerate().take(count) {
@@ -231,12 +244,13 @@ impl Work<'_> {
             .unwrap_or_default()
     }
 
-    fn mask_at(&self, row: usize, key: usize) -> f32 {
+    /// The mask of a row of the block.
+    fn mask_row(&self, row: usize) -> &[f32] {
         let row = match self.attention.dims.mask_rows {
             1 => 0,
             _ => self.first + row,
         };
-        self.mask[row * self.attention.dims.length + key]
+        &self.mask[row * self.attention.dims.length..][..self.attention.dims.length]
     }
 
     /// The result over the keys `at`. None if one of the others, whose scores are at most `hidden`, might have a weight.
@@ -250,16 +264,13 @@ impl Work<'_> {
         let Dims { d, dv, .. } = self.attention.dims;
         let keys = self.keys.at(self.head, at, d);
         let values = self.values.at(self.head, at, dv);
-        let mask: Vec<[f32; BLOCK]> = at
-            .iter()
-            .map(|&key| {
-                let mut lanes = [0.0; BLOCK];
-                for (row, lane) in lanes.iter_mut().enumerate().take(count) {
-                    *lane = self.mask_at(row, key);
-                }
-                lanes
-            })
-            .collect();
+        let mut mask = vec![[0.0; BLOCK]; at.len()];
+        for row in 0..count {
+            let from = self.mask_row(row);
+            for (lanes, &key) in mask.iter_mut().zip(at) {
+                lanes[row] = from[key];
+            }
+        }
         let part = |from: usize, to: usize| Block {
             q,
             keys: &keys[from..to],

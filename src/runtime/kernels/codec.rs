@@ -53,6 +53,9 @@ pub(super) trait Codec<V: Lanes>: Copy {
     const STEPS: usize;
     /// Bytes per block.
     const BYTES: usize;
+    /// Reads of a block, each a byte behind the one before it and for as many of the steps: one for every byte of a word,
+    /// in place of shifts.
+    const READS: usize = 1;
     /// Entries of a LUT.
     const ENTRIES: usize;
     /// Most rows side by side: as many as leave registers for the LUT.
@@ -64,7 +67,7 @@ pub(super) trait Codec<V: Lanes>: Copy {
     unsafe fn new(lut: &[f32]) -> Self;
     /// Reads a block: [`Codec::BYTES`] bytes, which must stay while the block is used.
     unsafe fn block(self, from: *const u8) -> Self::Block;
-    /// The next 16 values of a block, [`Codec::STEPS`] times.
+    /// The next 16 values of what was read, [`Codec::STEPS`] by [`Codec::READS`] times.
     unsafe fn next(self, block: &mut Self::Block) -> V::Floats;
 }
 
@@ -76,6 +79,7 @@ pub(super) struct Codes16<V: Lanes, const BITS: u32>(V::Table16);
 impl<V: Lanes, const BITS: u32> Codec<V> for Codes16<V, BITS> {
     const STEPS: usize = if BITS == 3 { 8 } else { 32 / BITS as usize };
     const BYTES: usize = if BITS == 3 { 48 } else { 64 };
+    const READS: usize = if BITS == 3 { 1 } else { 4 };
     const ENTRIES: usize = 1 << BITS;
     type Block = V::Words;
 

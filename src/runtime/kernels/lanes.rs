@@ -4,6 +4,7 @@
 //! into which everything here is inlined. So the order of every sum is the same in all of them; they differ only in that
 //! the portable form rounds a product before it is added.
 
+use super::dot::reduce;
 use half::f16;
 
 /// Lanes of a vector.
@@ -38,6 +39,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn store(values: Self::Floats, to: *mut f32);
     /// `a * b + c`.
     unsafe fn multiply_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+    /// The sum of the lanes, pairwise, as [`reduce`] adds them.
+    unsafe fn total(values: Self::Floats) -> f32;
     /// 16 little-endian words of 4 bytes: 64 bytes.
     unsafe fn words32(from: *const u8) -> Self::Words;
     /// 16 little-endian words of 3 bytes: 48 bytes. The high byte of each word is unspecified.
@@ -127,6 +130,11 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn multiply_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
         std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+
+    #[inline(always)]
+    unsafe fn total(values: Self::Floats) -> f32 {
+        reduce(values)
     }
 
     #[inline(always)]

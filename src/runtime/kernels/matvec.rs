@@ -5,7 +5,6 @@
 //! added pairwise at the end: it depends neither on the other rows and vectors nor on the number of threads.
 
 use super::codec::{Codec, Codes16, Codes64, Codes256, Halves, Int8, RowCoding};
-use super::dot::reduce;
 use super::kernel::{Kernel, Set};
 use super::lanes::{LANES, Lanes, Portable};
 #[cfg(target_arch = "x86_64")]
@@ -242,8 +241,8 @@ macro_rules! up_to_8 {
     };
 }
 
-/// Bytes of the largest block: 64 fp16.
-const LARGEST_BLOCK: usize = 128;
+/// Bytes of the largest block, 64 fp16, and what reads behind it take.
+const LARGEST_BLOCK: usize = 128 + 3;
 
 /// Least distance, in bytes, of what is asked of the memory ahead of its use: the time that the memory takes.
 const AHEAD: usize = 24 << 10;
@@ -263,59 +262,85 @@ unsafe fn products<V: Lanes, C: Codec<V>, const R: usize>(
     x: *const f32,
     out: &mut [f32],
 ) {
-    let blocks = row_bytes / C::BYTES;
-    let rows = &rows[..R * row_bytes];
-    // SAFETY: block `b` of row `r` lies in `rows`; what is left of a row is copied to a whole block.
+    assert!(rows.len() >= R * row_bytes);
+    let blocks = whole_blocks::<V, C>(&rows[(R - 1) * row_bytes..], row_bytes);
+    // SAFETY: all reads of block `b` of row `r` lie in `rows`; what is left of a row is copied to whole blocks.
     unsafe {
         let mut sums = [V::zero(); R];
         let ahead = (R * row_bytes).max(AHEAD);
         for b in 0..blocks {
             let block = rows.as_ptr().add(b * C::BYTES);
-            let mut parts = [codec.block(block); R];
             up_to_8!(r < R => {
-                let at = block.add(r * row_bytes);
                 // Rows that come later lie behind these.
-                V::prefetch(at.wrapping_add(ahead));
+                let later = block.wrapping_add(r * row_bytes + ahead);
+                V::prefetch(later);
                 if C::BYTES > LINE {
-                    V::prefetch(at.wrapping_add(ahead + LINE));
+                    V::prefetch(later.wrapping_add(LINE));
                 }
-                parts[r] = codec.block(at);
             });
-            for step in 0..C::STEPS {
-                let x = V::load(x.add((b * C::STEPS + step) * LANES));
+            let x = x.add(b * C::STEPS * LANES);
+            for read in 0..C::READS {
+                let mut parts = [codec.block(block); R];
                 up_to_8!(r < R => {
-                    sums[r] = V::multiply_add(codec.next(&mut parts[r]), x, sums[r]);
+                    parts[r] = codec.block(block.add(r * row_bytes + read));
                 });
+                for step in 0..C::STEPS / C::READS {
+                    let x = V::load(x.add((read * (C::STEPS / C::READS) + step) * LANES));
+                    up_to_8!(r < R => {
+                        sums[r] = V::multiply_add(codec.next(&mut parts[r]), x, sums[r]);
+                    });
+                }
             }
         }
         if blocks * C::BYTES < row_bytes {
-            for r in 0..R {
+            for (r, sums) in sums.iter_mut().enumerate() {
                 let rest = &rows[r * row_bytes + blocks * C::BYTES..(r + 1) * row_bytes];
-                let mut padded = [0u8; LARGEST_BLOCK];
-                padded[..rest.len()].copy_from_slice(rest);
-                let mut part = codec.block(padded.as_ptr());
-                for step in 0..C::STEPS {
-                    let x = V::load(x.add((blocks * C::STEPS + step) * LANES));
-                    sums[r] = V::multiply_add(codec.next(&mut part), x, sums[r]);
-                }
+                let mut at = x.add(blocks * C::STEPS * LANES);
+                each_vector::<V, C>(codec, rest, |values| {
+                    *sums = V::multiply_add(values, V::load(at), *sums);
+                    at = at.wrapping_add(LANES);
+                });
             }
         }
         for r in 0..R {
-            out[r] = total::<V>(sums[r]);
+            out[r] = V::total(sums[r]);
         }
     }
 }
 
-/// Adds the partial sums pairwise.
+/// Blocks of a row of `row_bytes` bytes that can be read where they lie, when `readable` begins with that row.
+#[inline(always)]
+fn whole_blocks<V: Lanes, C: Codec<V>>(readable: &[u8], row_bytes: usize) -> usize {
+    let here = (readable.len() + 1).saturating_sub(C::READS) / C::BYTES;
+    here.min(row_bytes / C::BYTES)
+}
+
+/// Calls `f` for the decoded values of a row or of the rest of one, 16 at a time, up to the end of its last block, which is
+/// padded with code 0.
 ///
 /// # Safety
 /// Needs the instructions of `V`.
 #[inline(always)]
-unsafe fn total<V: Lanes>(sums: V::Floats) -> f32 {
-    let mut lanes = [0.0; LANES];
-    // SAFETY: room for 16 values.
-    unsafe { V::store(sums, lanes.as_mut_ptr()) };
-    reduce(lanes)
+unsafe fn each_vector<V: Lanes, C: Codec<V>>(codec: C, row: &[u8], mut f: impl FnMut(V::Floats)) {
+    let whole = whole_blocks::<V, C>(row, row.len());
+    for (b, from) in row.chunks(C::BYTES).enumerate() {
+        let mut padded = [0u8; LARGEST_BLOCK];
+        let block = if b < whole {
+            from.as_ptr()
+        } else {
+            padded[..from.len()].copy_from_slice(from);
+            padded.as_ptr()
+        };
+        for read in 0..C::READS {
+            // SAFETY: a whole block and what is read behind it; the caller has the instructions.
+            unsafe {
+                let mut part = codec.block(block.add(read));
+                for _ in 0..C::STEPS / C::READS {
+                    f(codec.next(&mut part));
+                }
+            }
+        }
+    }
 }
 
 /// Where tiles of decoded rows come from.
@@ -360,22 +385,14 @@ impl<V: Lanes, F: FnMut(usize, &mut [f32])> Source<V> for Decoded<F> {
 /// Needs the instructions of `V`; `to` has whole blocks, as many as the row begins.
 #[inline(always)]
 unsafe fn decode<V: Lanes, C: Codec<V>>(codec: C, row: &[u8], to: &mut [f32]) {
-    let blocks = to.chunks_exact_mut(C::STEPS * LANES);
-    for (from, to) in row.chunks(C::BYTES).zip(blocks) {
-        let mut padded = [0u8; LARGEST_BLOCK];
-        // SAFETY: a whole block, or one copied to as many bytes; `to` has room for its values.
-        unsafe {
-            let mut block = if from.len() == C::BYTES {
-                codec.block(from.as_ptr())
-            } else {
-                padded[..from.len()].copy_from_slice(from);
-                codec.block(padded.as_ptr())
-            };
-            for step in 0..C::STEPS {
-                let values = codec.next(&mut block);
-                V::store(values, to[step * LANES..(step + 1) * LANES].as_mut_ptr());
+    let mut to = to.chunks_exact_mut(LANES);
+    // SAFETY: the caller has the instructions; a chunk has room for 16 values.
+    unsafe {
+        each_vector::<V, C>(codec, row, |values| {
+            if let Some(to) = to.next() {
+                V::store(values, to.as_mut_ptr());
             }
-        }
+        });
     }
 }
 
@@ -477,7 +494,7 @@ unsafe fn square<V: Lanes, const R: usize, const C: usize>(
         }
         for (i, sums) in sums.iter().enumerate() {
             for (c, &sums) in sums.iter().enumerate() {
-                out[(r + i) * x.count + v + c] = total::<V>(sums);
+                out[(r + i) * x.count + v + c] = V::total(sums);
             }
         }
     }

@@ -110,6 +110,15 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn total(values: __m512) -> f32 {
+        unsafe {
+            let low = _mm512_castps512_ps256(values);
+            let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(values)));
+            total([low, high])
+        }
+    }
+
+    #[inline(always)]
     unsafe fn words32(from: *const u8) -> __m512i {
         unsafe { _mm512_loadu_si512(from.cast()) }
     }
@@ -242,6 +251,22 @@ impl Lanes for Avx512 {
     }
 }
 
+/// The lanes of two registers added: each to the one half of them on, until one is left.
+///
+/// # Safety
+/// Needs AVX.
+#[inline(always)]
+unsafe fn total(values: [__m256; 2]) -> f32 {
+    // SAFETY: the caller's.
+    unsafe {
+        let eight = _mm256_add_ps(values[0], values[1]);
+        let (low, high) = (_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+        let four = _mm_add_ps(low, high);
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+    }
+}
+
 /// Looks up the low 4 bits of 8 words.
 ///
 /// # Safety
@@ -296,6 +321,11 @@ impl Lanes for Avx2 {
                 _mm256_fmadd_ps(a[1], b[1], c[1]),
             ]
         }
+    }
+
+    #[inline(always)]
+    unsafe fn total(values: Self::Floats) -> f32 {
+        unsafe { total(values) }
     }
 
     #[inline(always)]
