@@ -9,16 +9,12 @@ pub(crate) const PARALLEL_WORK: usize = 1 << 17;
 /// Multiplications of a run of rows that are worth handing over.
 const SHORTEST_RUN: usize = PARALLEL_WORK / 2;
 
-/// Sums the partial sums pairwise.
-pub(crate) fn reduce(mut lanes: [f32; LANES]) -> f32 {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
+/// Sums the partial sums pairwise: each to the one half of them on, until one is left.
+#[inline(always)]
+pub(crate) fn reduce(lanes: [f32; LANES]) -> f32 {
+    let eight: [f32; 8] = std::array::from_fn(|i| lanes[i] + lanes[i + 8]);
+    let four: [f32; 4] = std::array::from_fn(|i| eight[i] + eight[i + 4]);
+    (four[0] + four[2]) + (four[1] + four[3])
 }
 
 /// Adds the products of one block to the partial sums.

@@ -260,7 +260,10 @@ unsafe fn total(values: [__m256; 2]) -> f32 {
     // SAFETY: the caller's.
     unsafe {
         let eight = _mm256_add_ps(values[0], values[1]);
-        let (low, high) = (_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+        let (low, high) = (
+            _mm256_castps256_ps128(eight),
+            _mm256_extractf128_ps::<1>(eight),
+        );
         let four = _mm_add_ps(low, high);
         let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
         _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))

@@ -143,17 +143,73 @@ fn check_products(weight: &PackedWeight, what: &str) {
     }
 }
 
-/// Bytes that start at every offset from an aligned address, with nothing behind them.
-fn misaligned(bytes: &[u8], offset: usize) -> SharedBytes {
-    struct Behind(Vec<u8>, usize);
-    impl AsRef<[u8]> for Behind {
-        fn as_ref(&self) -> &[u8] {
-            &self.0[self.1..]
-        }
+/// Bytes that end where memory does: to read behind them ends the process.
+#[cfg(unix)]
+struct Fenced {
+    map: *mut u8,
+    size: usize,
+    /// Offset and length of the bytes.
+    at: usize,
+    len: usize,
+}
+
+// SAFETY: nothing writes to the map after it was made.
+#[cfg(unix)]
+unsafe impl Send for Fenced {}
+// SAFETY: as above.
+#[cfg(unix)]
+unsafe impl Sync for Fenced {}
+
+#[cfg(unix)]
+impl AsRef<[u8]> for Fenced {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: the map has as many bytes from there on.
+        unsafe { std::slice::from_raw_parts(self.map.add(self.at), self.len) }
     }
-    let mut all = vec![0xa5; offset];
-    all.extend_from_slice(bytes);
-    Arc::new(Behind(all, offset))
+}
+
+#[cfg(unix)]
+impl Drop for Fenced {
+    fn drop(&mut self) {
+        // SAFETY: the whole of a map, of which no reference is left.
+        unsafe { libc::munmap(self.map.cast(), self.size) };
+    }
+}
+
+/// The bytes with nothing readable behind them, at an address as their number makes it.
+#[cfg(unix)]
+fn fenced(bytes: &[u8]) -> SharedBytes {
+    // SAFETY: sysconf reads a constant.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap();
+    let used = bytes.len().next_multiple_of(page);
+    let size = used + page;
+    let (access, kind) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_ANON,
+    );
+    // SAFETY: a new map; its last page is made unreadable before anything else knows it, the others are written within it.
+    let map = unsafe {
+        let map = libc::mmap(std::ptr::null_mut(), size, access, kind, -1, 0).cast::<u8>();
+        assert!(map.cast() != libc::MAP_FAILED);
+        assert_eq!(
+            libc::mprotect(map.add(used).cast(), page, libc::PROT_NONE),
+            0
+        );
+        let at = map.add(used - bytes.len());
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), at, bytes.len());
+        map
+    };
+    Arc::new(Fenced {
+        map,
+        size,
+        at: used - bytes.len(),
+        len: bytes.len(),
+    })
+}
+
+#[cfg(not(unix))]
+fn fenced(bytes: &[u8]) -> SharedBytes {
+    Arc::new(bytes.to_vec())
 }
 
 #[test]
@@ -169,8 +225,7 @@ fn products_of_palettes_of_every_width_length_and_group() {
             };
             let p = palette(bits, &[rows, cols], &[groups, 1], 1, 0);
             let bytes = noise((rows * cols * bits as usize).div_ceil(8));
-            let bytes = misaligned(&bytes, cols % 67);
-            let weight = PackedWeight::palette(p, bytes).unwrap();
+            let weight = PackedWeight::palette(p, fenced(&bytes)).unwrap();
             let whole = (cols * bits as usize).is_multiple_of(8);
             assert_eq!(weight.coded().is_some(), whole, "{bits} {cols}");
             check_products(&weight, &format!("palette{bits}"));
@@ -186,8 +241,7 @@ fn products_of_a_large_lut_in_fp16_and_in_f32() {
             if half {
                 round_f16(&mut p.lut);
             }
-            let bytes = misaligned(&noise(24 * cols), cols);
-            let weight = PackedWeight::palette(p, bytes).unwrap();
+            let weight = PackedWeight::palette(p, fenced(&noise(24 * cols))).unwrap();
             assert!(weight.coded().is_some());
             check_products(&weight, "palette8");
         }
@@ -202,7 +256,7 @@ fn products_of_other_forms() {
             .iter()
             .flat_map(|&v| f16::from_f32(v).to_le_bytes())
             .collect();
-        let plain = PackedWeight::plain(&[11, cols], Coding::F16, misaligned(&halves, 3));
+        let plain = PackedWeight::plain(&[11, cols], Coding::F16, fenced(&halves));
         check_products(&plain.unwrap(), "fp16");
         for (coding, scale_shape, offset, direct) in [
             (Coding::Signed(8), vec![11, 1], false, true),
@@ -219,7 +273,7 @@ fn products_of_other_forms() {
                 offset: offset.then(|| vec![3.0; scales]),
                 rounded: false,
             };
-            let bytes = misaligned(&noise(size), cols);
+            let bytes = fenced(&noise(size));
             let weight = PackedWeight::blocks(&[11, cols], blocks, bytes).unwrap();
             assert_eq!(weight.coded().is_some(), direct);
             check_products(&weight, &format!("{coding:?} {scale_shape:?}"));
