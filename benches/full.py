@@ -244,13 +244,16 @@ class Bench:
         what = f"decode {self.name}, {found['kernel']}, {found['threads']} threads, from position {PROMPT}"
         self.table.add(what, f"{rate:.2f} tokens/s (best {found['tokens_per_second_best']:.2f})")
         read = sum(found[f"{kind}_bytes_per_token"] for kind in ("weight", "cache", "row"))
-        bandwidth = found["bandwidth_bytes_per_second"]
+        bandwidth, fastest = found["bandwidth_bytes_per_second"], found["bandwidth_bytes_per_second_best"]
         memory = f"{found['memory_bound_tokens_per_second']:.2f}: {gb(read)} a token at {gb(bandwidth)}/s"
         self.table.add("bound by memory", f"{rate:.2f} tokens/s", memory, rate / found["memory_bound_tokens_per_second"])
         if kernels := found["kernel_bound_tokens_per_second"]:
             self.table.add("bound by kernels in cache", f"{rate:.2f} tokens/s", f"{kernels:.2f}", rate / kernels)
         bound = found["bound_tokens_per_second"]
         self.table.add("the lower bound", f"{rate:.2f} tokens/s", f"{bound:.2f}", rate / bound, f"≥ {BOUND_TARGET}")
+        # The median against the fastest sample: what other guests of the host take is then all counted as ours.
+        fastest = min(fastest / read, kernels or fastest / read)
+        self.table.add("with the memory's fastest sample", f"{rate:.2f} tokens/s", f"{fastest:.2f}", rate / fastest)
         for op in found["profile"][:PROFILE_ROWS]:
             self.table.add(f"op {op['op']}", f"{op['milliseconds_per_token']:.2f} ms a token")
         opened = found["open_seconds"]

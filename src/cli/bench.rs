@@ -13,7 +13,7 @@ use super::source::{PrecisionArg, open_bundle};
 use crate::bundle::Bundle;
 use crate::evaluate::{RowSource, open_decoder};
 use crate::progress::Progress;
-use crate::runtime::roofline::Roofline;
+use crate::runtime::roofline::{Meter, Roofline, median};
 use crate::runtime::{DecodeOptions, Decoder, Kernel};
 use crate::sweep::status;
 
@@ -58,6 +58,7 @@ struct Output {
     cache_bytes_per_token: u64,
     row_bytes_per_token: u64,
     bandwidth_bytes_per_second: f64,
+    bandwidth_bytes_per_second_best: f64,
     codings: Vec<Coding>,
     memory_bound_tokens_per_second: f64,
     kernel_bound_tokens_per_second: Option<f64>,
@@ -84,10 +85,14 @@ struct Op {
     milliseconds_per_token: f64,
 }
 
+/// Tokens between two measurements of the machine.
+const ROUND: usize = 4;
+
 /// What decoding gave.
 struct Decoded {
-    /// Seconds of each token, ascending.
+    /// Seconds of each token.
     seconds: Vec<f64>,
+    roofline: Roofline,
     cache_bytes: u64,
     resident: Option<u64>,
     anonymous: Option<u64>,
@@ -106,28 +111,21 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     let mut decoder =
         open_decoder(&bundle, args.precision.into(), &RowSource::Bundle, options).or_invalid()?;
     let open_seconds = begun.elapsed().as_secs_f64();
-    console.begin("decoding", 0);
-    let decoded = decode(args, &bundle, &mut decoder)?;
-    console.end();
-    let weights = decoder.weights();
-    let position = decoder.position();
-    drop(decoder);
-
-    console.begin("measuring the machine", 0);
     let threads = match args.threads.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
     };
+    console.begin("decoding and measuring the machine", 0);
+    let meter = Meter::new(&decoder.weights(), kernel, threads).or_unexpected()?;
     let row_bytes = row_bytes(&bundle);
-    let other = decoded.cache_bytes + row_bytes;
-    let roofline = Roofline::measure(&weights, other, kernel, threads).or_unexpected()?;
+    let decoded = decode(args, &bundle, &mut decoder, (meter, row_bytes))?;
     console.end();
+    let position = decoder.position();
     let output = output(
         args,
         kernel,
         (threads, position, open_seconds, row_bytes),
         decoded,
-        &roofline,
     );
     match console.json() {
         true => console.json_value(&output),
@@ -172,8 +170,14 @@ fn check_room(args: &Args, bundle: &Bundle) -> Result<()> {
     }
 }
 
-/// Fills the context, decodes greedily token by token, then some more with the clock in every op.
-fn decode(args: &Args, bundle: &Arc<Bundle>, decoder: &mut Decoder) -> Result<Decoded> {
+/// Fills the context, decodes greedily token by token, the machine measured between them, then some more with the clock in
+/// every op.
+fn decode(
+    args: &Args,
+    bundle: &Arc<Bundle>,
+    decoder: &mut Decoder,
+    (mut meter, row_bytes): (Meter, u64),
+) -> Result<Decoded> {
     let vocab = bundle.config().vocab_size.max(1);
     let mut token = bundle.config().bos_token_id;
     for i in 0..args.context_tokens {
@@ -182,14 +186,18 @@ fn decode(args: &Args, bundle: &Arc<Bundle>, decoder: &mut Decoder) -> Result<De
         token = ((i * 7919 + 13) % vocab) as u32;
     }
     let mut seconds = Vec::with_capacity(args.tokens);
-    for _ in 0..args.tokens {
+    for i in 0..args.tokens {
+        if i % ROUND == 0 {
+            meter.sample();
+        }
         let begun = Instant::now();
         token = decoder.step(token).or_invalid()?.token_id;
         seconds.push(begun.elapsed().as_secs_f64());
     }
-    seconds.sort_by(f64::total_cmp);
-    let (resident, anonymous) = (status("VmRSS:"), status("RssAnon:"));
     let cache_bytes = cache_bytes(decoder);
+    // The memory of the meter is gone before memory is asked for.
+    let roofline = meter.roofline(cache_bytes + row_bytes);
+    let (resident, anonymous) = (status("VmRSS:"), status("RssAnon:"));
     decoder.set_profiling(true);
     for _ in 0..PROFILED {
         token = decoder.step(token).or_invalid()?.token_id;
@@ -203,6 +211,7 @@ fn decode(args: &Args, bundle: &Arc<Bundle>, decoder: &mut Decoder) -> Result<De
     });
     Ok(Decoded {
         seconds,
+        roofline,
         cache_bytes,
         resident,
         anonymous,
@@ -235,10 +244,10 @@ fn output(
     kernel: Kernel,
     (threads, position, open_seconds, row_bytes): (usize, usize, f64, u64),
     decoded: Decoded,
-    roofline: &Roofline,
 ) -> Output {
-    let median = decoded.seconds[decoded.seconds.len() / 2];
-    let best = decoded.seconds[0];
+    let best = decoded.seconds.iter().copied().fold(f64::MAX, f64::min);
+    let median = median(decoded.seconds).unwrap_or(best);
+    let roofline = &decoded.roofline;
     let codings = roofline.codings.iter().map(|c| Coding {
         coding: c.coding.clone(),
         elements_per_token: c.elements,
@@ -259,6 +268,7 @@ fn output(
         cache_bytes_per_token: decoded.cache_bytes,
         row_bytes_per_token: row_bytes,
         bandwidth_bytes_per_second: roofline.bandwidth,
+        bandwidth_bytes_per_second_best: roofline.bandwidth_best,
         codings: codings.collect(),
         memory_bound_tokens_per_second: roofline.memory_bound(),
         kernel_bound_tokens_per_second: roofline.kernel_bound(),
@@ -296,8 +306,12 @@ fn text(o: &Output) -> String {
             ),
         ],
         [
-            "memory bandwidth".into(),
-            format!("{}/s", human_bytes(o.bandwidth_bytes_per_second as u64)),
+            "memory bandwidth, median and best".into(),
+            format!(
+                "{}/s, {}/s",
+                human_bytes(o.bandwidth_bytes_per_second as u64),
+                human_bytes(o.bandwidth_bytes_per_second_best as u64)
+            ),
         ],
         [
             "bound by memory, tokens/s".into(),

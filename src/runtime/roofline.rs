@@ -4,7 +4,8 @@
 use super::error::{Error, Result};
 use super::kernels::codec::RowCoding;
 use super::kernels::kernel::Kernel;
-use super::kernels::matvec::{CodedRows, Vectors};
+use super::kernels::matvec::{AHEAD, CodedRows, Vectors};
+use super::kernels::wide::{prefetch, widest};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,8 @@ pub struct CodingRate {
 pub struct Roofline {
     /// Bytes read from memory per second by all threads together.
     pub bandwidth: f64,
+    /// The same of the fastest sample.
+    pub bandwidth_best: f64,
     /// Bytes that a token reads: weights and what else was given.
     pub bytes: u64,
     /// The weights by coding.
@@ -48,53 +51,6 @@ pub struct Roofline {
 }
 
 impl Roofline {
-    /// Measures for a model of these weights that reads `other` more bytes per token, with so many threads. Takes a second or
-    /// two, and [`BUFFER`] bytes of memory.
-    ///
-    /// # Errors
-    /// No threads, or no memory for the buffer.
-    pub fn measure(
-        weights: &[WeightUse],
-        other: u64,
-        kernel: Kernel,
-        threads: usize,
-    ) -> Result<Self> {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-        let pool = pool
-            .build()
-            .map_err(|source| Error::Threads { threads, source })?;
-        let mut classes: BTreeMap<&str, (CodingRate, Option<RowCoding>)> = BTreeMap::new();
-        for weight in weights {
-            let empty = || {
-                let rate = CodingRate {
-                    coding: weight.coding.clone(),
-                    elements: 0,
-                    bytes: 0,
-                    one_thread: None,
-                    all_threads: None,
-                };
-                (rate, weight.direct)
-            };
-            let (rate, _) = classes.entry(&weight.coding).or_insert_with(empty);
-            rate.elements += weight.elements;
-            rate.bytes += weight.bytes;
-        }
-        let codings = classes.into_values().map(|(mut rate, coding)| {
-            if let Some(coding) = coding {
-                rate.one_thread = Some(in_cache(coding, kernel));
-                let all = pool.broadcast(|_| in_cache(coding, kernel));
-                rate.all_threads = Some(all.into_iter().sum());
-            }
-            rate
-        });
-        let codings: Vec<CodingRate> = codings.collect();
-        Ok(Self {
-            bandwidth: bandwidth(&pool)?,
-            bytes: other + codings.iter().map(|c| c.bytes).sum::<u64>(),
-            codings,
-        })
-    }
-
     /// Tokens per second that the memory allows.
     pub fn memory_bound(&self) -> f64 {
         self.bandwidth / self.bytes as f64
@@ -118,38 +74,127 @@ impl Roofline {
 /// Bytes that are read for the bandwidth: many times what caches hold.
 pub const BUFFER: usize = 1 << 29;
 
-/// How often the buffer is read; the fastest counts.
-const READS: usize = 8;
+/// Measures what the machine does, a little at a time, so that it can be done between the tokens that it is compared with:
+/// other guests of a host change both from one second to the next.
+pub struct Meter {
+    pool: rayon::ThreadPool,
+    kernel: Kernel,
+    buffer: Vec<u64>,
+    /// Bytes per second, of each sample.
+    bandwidths: Vec<f64>,
+    codings: Vec<CodingMeter>,
+}
 
-/// Bytes per second that the threads of a pool read.
-fn bandwidth(pool: &rayon::ThreadPool) -> Result<f64> {
-    let mut buffer: Vec<u64> = Vec::new();
-    let words = BUFFER / 8;
-    let failed = buffer.try_reserve_exact(words);
-    failed.map_err(|_| Error::TooLarge {
-        ty: format!("a buffer of {BUFFER} bytes"),
-    })?;
-    buffer.resize(words, 1);
-    let part = words.div_ceil(pool.current_num_threads());
-    let read = |buffer: &[u64]| {
-        let mut sums = [0u64; 32];
-        for block in buffer.as_chunks::<32>().0 {
+/// Samples of a coding.
+struct CodingMeter {
+    rate: CodingRate,
+    direct: Option<RowCoding>,
+    one_thread: Vec<f64>,
+    all_threads: Vec<f64>,
+}
+
+impl Meter {
+    /// For a model of these weights, with so many threads. Holds [`BUFFER`] bytes of memory.
+    ///
+    /// # Errors
+    /// No threads, or no memory for the buffer.
+    pub fn new(weights: &[WeightUse], kernel: Kernel, threads: usize) -> Result<Self> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        let pool = pool
+            .build()
+            .map_err(|source| Error::Threads { threads, source })?;
+        let mut codings: BTreeMap<&str, CodingMeter> = BTreeMap::new();
+        for weight in weights {
+            let of = codings
+                .entry(&weight.coding)
+                .or_insert_with(|| CodingMeter {
+                    rate: CodingRate {
+                        coding: weight.coding.clone(),
+                        elements: 0,
+                        bytes: 0,
+                        one_thread: None,
+                        all_threads: None,
+                    },
+                    direct: weight.direct,
+                    one_thread: Vec::new(),
+                    all_threads: Vec::new(),
+                });
+            of.rate.elements += weight.elements;
+            of.rate.bytes += weight.bytes;
+        }
+        let mut buffer: Vec<u64> = Vec::new();
+        let failed = buffer.try_reserve_exact(BUFFER / 8);
+        failed.map_err(|_| Error::TooLarge {
+            ty: format!("a buffer of {BUFFER} bytes"),
+        })?;
+        buffer.resize(BUFFER / 8, 1);
+        Ok(Self {
+            pool,
+            kernel,
+            buffer,
+            bandwidths: Vec::new(),
+            codings: codings.into_values().collect(),
+        })
+    }
+
+    /// Measures everything once: some 20 ms for the memory, and twice [`RUN`] for each coding.
+    pub fn sample(&mut self) {
+        let part = self.buffer.len().div_ceil(self.pool.current_num_threads());
+        let begun = Instant::now();
+        self.pool.broadcast(|context| {
+            let part = self.buffer.chunks(part).nth(context.index());
+            read(part.unwrap_or_default());
+        });
+        let seconds = begun.elapsed().as_secs_f64();
+        self.bandwidths.push(BUFFER as f64 / seconds);
+        for of in &mut self.codings {
+            let Some(coding) = of.direct else {
+                continue;
+            };
+            of.one_thread.push(in_cache(coding, self.kernel));
+            let all = self.pool.broadcast(|_| in_cache(coding, self.kernel));
+            of.all_threads.push(all.into_iter().sum());
+        }
+    }
+
+    /// Medians of the samples, for tokens that read `other` bytes besides the weights.
+    pub fn roofline(self, other: u64) -> Roofline {
+        let codings = self.codings.into_iter().map(|of| CodingRate {
+            one_thread: median(of.one_thread),
+            all_threads: median(of.all_threads),
+            ..of.rate
+        });
+        let codings: Vec<CodingRate> = codings.collect();
+        Roofline {
+            bandwidth_best: self.bandwidths.iter().copied().fold(0.0, f64::max),
+            bandwidth: median(self.bandwidths).unwrap_or(0.0),
+            bytes: other + codings.iter().map(|c| c.bytes).sum::<u64>(),
+            codings,
+        }
+    }
+}
+
+/// The middle of some values, the larger of two; `None` of no values.
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
+widest! {
+    /// Reads memory from one end to the other, asking for it ahead as the kernels do.
+    fn read(buffer: &[u64]) {
+        const WORDS: usize = 32;
+        let mut sums = [0u64; WORDS];
+        let ahead = AHEAD / size_of::<u64>();
+        for (i, block) in buffer.as_chunks::<WORDS>().0.iter().enumerate() {
+            let later = i * WORDS + ahead;
+            prefetch(buffer.get(later..later + WORDS).unwrap_or_default());
             for (sum, word) in sums.iter_mut().zip(block) {
                 *sum |= word;
             }
         }
         std::hint::black_box(sums);
-    };
-    let times = (0..READS).map(|_| {
-        let begun = Instant::now();
-        pool.broadcast(|context| {
-            let from = (context.index() * part).min(words);
-            read(&buffer[from..(from + part).min(words)]);
-        });
-        begun.elapsed()
-    });
-    let best = times.min().unwrap_or_default();
-    Ok(BUFFER as f64 / best.as_secs_f64())
+    }
 }
 
 /// Columns of the matrix that is multiplied in cache: the width of a small Gemma 4.
@@ -158,8 +203,8 @@ const COLS: usize = 1536;
 /// Its bytes: a quarter of a small L2.
 const MATRIX_BYTES: usize = 1 << 18;
 
-/// Time of one of the runs of which the fastest counts.
-const RUN: Duration = Duration::from_millis(20);
+/// Time that products in cache are measured for.
+pub const RUN: Duration = Duration::from_millis(10);
 
 /// Elements per second that the calling thread multiplies with one vector, the matrix in its cache.
 fn in_cache(coding: RowCoding, kernel: Kernel) -> f64 {
@@ -173,18 +218,14 @@ fn in_cache(coding: RowCoding, kernel: Kernel) -> f64 {
     };
     let x = Vectors::new(Some(coding), &[1.0; COLS], COLS, 1);
     let mut out = vec![0.0; rows];
-    let mut best = 0.0f64;
-    for _ in 0..READS {
-        let (begun, mut products) = (Instant::now(), 0);
-        while begun.elapsed() < RUN {
-            matrix.multiply(kernel, 0, &x, &mut out);
-            products += 1;
-        }
-        let seconds = begun.elapsed().as_secs_f64();
-        best = best.max((products * rows * COLS) as f64 / seconds);
+    let (begun, mut products) = (Instant::now(), 0);
+    while begun.elapsed() < RUN {
+        matrix.multiply(kernel, 0, &x, &mut out);
+        products += 1;
     }
+    let seconds = begun.elapsed().as_secs_f64();
     std::hint::black_box(out);
-    best
+    (products * rows * COLS) as f64 / seconds
 }
 
 #[cfg(test)]
@@ -205,6 +246,7 @@ mod tests {
         };
         let mut roofline = Roofline {
             bandwidth: 100.0,
+            bandwidth_best: 120.0,
             bytes: 50,
             codings: vec![coding(40, 20, Some(80.0)), coding(20, 20, Some(40.0))],
         };
@@ -230,7 +272,9 @@ mod tests {
             weight("sparse", 8, 9, None),
             weight("palette4", 20, 11, Some(RowCoding::Palette(4))),
         ];
-        let roofline = Roofline::measure(&weights, 5, Kernel::current(), 2).unwrap();
+        let mut meter = Meter::new(&weights, Kernel::current(), 2).unwrap();
+        meter.sample();
+        let roofline = meter.roofline(5);
         assert_eq!(roofline.bytes, 31);
         assert!(roofline.bandwidth > 0.0);
         let [palette, sparse] = &roofline.codings[..] else {
@@ -240,5 +284,13 @@ mod tests {
         assert!(palette.one_thread.unwrap() > 0.0 && palette.all_threads.unwrap() > 0.0);
         assert_eq!((sparse.elements, sparse.all_threads), (8, None));
         assert_eq!(roofline.kernel_bound(), None);
+    }
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(median(vec![]), None);
+        assert_eq!(median(vec![3.0]), Some(3.0));
+        assert_eq!(median(vec![9.0, 1.0, 4.0]), Some(4.0));
+        assert_eq!(median(vec![4.0, 9.0, 1.0, 2.0]), Some(4.0));
     }
 }

@@ -8,7 +8,7 @@
 use crate::runtime::kernels::dot::{accumulate, reduce};
 use crate::runtime::kernels::lanes::LANES;
 use crate::runtime::kernels::math::exp;
-use crate::runtime::kernels::wide::widest;
+use crate::runtime::kernels::wide::{prefetch, widest};
 use rayon::prelude::*;
 
 /// Query rows of a block: the lanes of its scores.
@@ -38,19 +38,6 @@ widest! {
             dots(high, key, b);
         }
     }
-}
-
-/// Asks for values that are read soon.
-#[inline(always)]
-fn prefetch(values: &[f32]) {
-    #[cfg(target_arch = "x86_64")]
-    for line in values.chunks(16) {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: every x86-64 CPU has the instruction, which changes nothing but caches.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = values;
 }
 
 /// The inner products of four rows with a key. The sums have names, so that they stay in registers.

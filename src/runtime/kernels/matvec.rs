@@ -7,6 +7,7 @@
 use super::codec::{Codec, Codes16, Codes64, Codes256, Halves, Int8, RowCoding};
 use super::kernel::{Kernel, Set};
 use super::lanes::{LANES, Lanes, Portable};
+use super::wide::LINE;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};
 use std::marker::PhantomData;
@@ -245,10 +246,7 @@ macro_rules! up_to_8 {
 const LARGEST_BLOCK: usize = 128 + 3;
 
 /// Least distance, in bytes, of what is asked of the memory ahead of its use: the time that the memory takes.
-const AHEAD: usize = 24 << 10;
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
+pub(crate) const AHEAD: usize = 24 << 10;
 
 /// `R` rows of `row_bytes` bytes times one vector.
 ///

@@ -8,7 +8,7 @@ use crate::runtime::packed::PackedWeight;
 const ROW_RUN: usize = 32;
 
 /// So many multiplications of a packed weight take the time of one of plain rows.
-const PACKED_SPEED: usize = 4;
+const PACKED_SPEED: usize = 3;
 
 /// Whether the rows of a packed weight of so many elements are shared among threads, for one vector.
 pub(crate) fn is_shared(elements: usize) -> bool {
