@@ -33,6 +33,7 @@ mod model;
 mod ops;
 mod packed;
 mod palette;
+mod places;
 mod plan;
 mod pool;
 mod profile;
