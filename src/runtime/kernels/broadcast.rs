@@ -19,7 +19,7 @@ pub(crate) fn broadcast_shape(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
 
 /// Strides of a tensor of `shape` read as `target`: 0 along repeated dims. `shape` must broadcast to `target`.
 pub(crate) fn broadcast_strides(shape: &[usize], target: &[usize]) -> Vec<isize> {
-    let own = crate::runtime::tensor::strides(shape);
+    let own = crate::runtime::values::tensor::strides(shape);
     let missing = target.len() - shape.len();
     (0..target.len())
         .map(|i| match i.checked_sub(missing) {

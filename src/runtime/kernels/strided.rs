@@ -10,7 +10,7 @@ pub(crate) struct View {
 impl View {
     /// The row-major view of a whole tensor of `shape`.
     pub fn dense(shape: &[usize]) -> Self {
-        let strides = crate::runtime::tensor::strides(shape);
+        let strides = crate::runtime::values::tensor::strides(shape);
         Self {
             offset: 0,
             strides: strides.into_iter().map(|s| s as isize).collect(),

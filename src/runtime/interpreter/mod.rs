@@ -1,0 +1,12 @@
+//! One function of one package: from its ops to a plan, and the plan run.
+//!
+//! May use `weights`, `values` and `kernels`. Knows no bundle and no token.
+
+pub(crate) mod args;
+pub(crate) mod fuse;
+pub(crate) mod model;
+pub(crate) mod ops;
+pub(crate) mod places;
+pub(crate) mod plan;
+pub(crate) mod profile;
+pub(crate) mod stored;
