@@ -1,4 +1,5 @@
-//! The CPU runtime: bundle → execution plan → kernels → decode loop.
+//! The CPU runtime: bundle → execution plan → kernels → decode loop. Five rooms, each of which may use those before it:
+//! `kernels`, `values`, `weights`, `interpreter`, `decoder`.
 //!
 //! It executes the bytes on disk, read through [`crate::package`]'s reader, and never sees the graph that wrote them.
 //! [`Model`] is one function of one package compiled to a plan; [`Decoder`] chains the chunks of a bundle and owns the
@@ -24,8 +25,10 @@ mod kernels;
 mod values;
 mod weights;
 
-pub use decoder::chain::{ChainSpec, MixScales, Owner, PerLayerMix, RopeTable, RopeTables};
-pub use decoder::decode::{DecodeOptions, Decoder, StepOutput, TokenRows, Verified};
+pub use decoder::decode::{Decoder, StepOutput, Verified};
+pub use decoder::spec::{
+    ChainSpec, DecodeOptions, MixScales, Owner, PerLayerMix, RopeTable, RopeTables, TokenRows,
+};
 pub use decoder::{generate, sampling};
 pub use interpreter::model::{Model, Overflow, RunOutput};
 pub use interpreter::plan::Feature;
@@ -33,6 +36,7 @@ pub use interpreter::profile::{OpTime, Profile};
 pub use interpreter::stored::StoredWeights;
 pub use kernels::kernel::Kernel;
 pub use values::error::{BoxError, Error, Result};
-pub use values::tensor::{Data, Kind, Precision, Tensor};
+pub use values::kind::Kind;
+pub use values::tensor::{Data, Precision, Tensor};
 pub use weights::matrix::PalettizedMatrix;
 pub use weights::roofline;

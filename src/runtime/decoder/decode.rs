@@ -1,36 +1,18 @@
 //! The decode loop over a chain of chunks: one token after another, a prompt at once, or several tokens to be verified.
 
 use super::caches;
-use super::chain::{Chain, ChainSpec, Sink, Source};
-use super::functions::{self, Functions};
+use super::chain::{Chain, Sink, Source};
+use super::functions::{self, Functions, Runner};
 use super::host::{Call, CallKind};
+use super::spec::{ChainSpec, DecodeOptions, TokenRows};
 use super::team;
 use crate::runtime::interpreter::model::{Model, Overflow, zeros};
 use crate::runtime::interpreter::profile::Profile;
-use crate::runtime::values::error::{BoxError, Error, Result};
+use crate::runtime::values::error::{Error, Result};
 use crate::runtime::values::held::Held;
 use crate::runtime::values::tensor::{Precision, Tensor};
-use crate::runtime::weights::roofline::WeightUse;
+use crate::runtime::weights::usage::WeightUse;
 use std::collections::BTreeMap;
-
-/// Where the rows of a token come from: a bundle's tables, or a checkpoint's exact rows.
-pub trait TokenRows: Send {
-    /// The embedding row of `token`, scaled by `sqrt(hidden)`, into `out` (`hidden` values).
-    fn embed(&self, token: u32, out: &mut [f32]) -> std::result::Result<(), BoxError>;
-    /// The per-layer row of `token`, scaled by `sqrt(per_layer_dim)`, into `out` (layers × per-layer dim values).
-    fn per_layer(&self, token: u32, out: &mut [f32]) -> std::result::Result<(), BoxError>;
-}
-
-/// How a [`Decoder`] runs.
-#[derive(Clone, Debug, Default)]
-pub struct DecodeOptions {
-    /// Worker threads; 0 means one per core. Results do not depend on it.
-    pub threads: usize,
-    /// Names of intermediate values to return with every step, e.g. `logits`, `layer_7_out`.
-    pub keep: Vec<String>,
-    /// Runs every op by itself, as [`Model::load_plain`]: slower, to compare with.
-    pub plain: bool,
-}
 
 /// What one step gives.
 #[derive(Clone, Debug)]
@@ -50,14 +32,6 @@ pub struct Verified {
     pub token_ids: Vec<u32>,
     /// As [`StepOutput::kept`], for all tokens at once.
     pub kept: BTreeMap<String, Tensor>,
-}
-
-/// The chunks of one function, compiled and wired.
-pub(crate) struct Runner {
-    /// Name and model of each chunk.
-    pub chunks: Vec<(String, Model)>,
-    /// Their wiring.
-    pub chain: Chain,
 }
 
 /// A chain of chunks with its caches and position.

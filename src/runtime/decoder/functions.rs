@@ -1,13 +1,21 @@
 //! Which functions the packages of a bundle have, compiled.
 
-use super::chain::{Chain, ChainSpec};
-use super::decode::{DecodeOptions, Runner};
+use super::chain::Chain;
 use super::host::CallKind;
+use super::spec::{ChainSpec, DecodeOptions};
 use crate::package::Package;
 use crate::runtime::interpreter::model::Model;
 use crate::runtime::values::error::{Error, Result};
 use crate::runtime::values::tensor::Precision;
 use std::path::PathBuf;
+
+/// The chunks of one function, compiled and wired.
+pub(crate) struct Runner {
+    /// Name and model of each chunk.
+    pub chunks: Vec<(String, Model)>,
+    /// Their wiring.
+    pub chain: Chain,
+}
 
 /// The functions of a bundle.
 pub(super) struct Functions {

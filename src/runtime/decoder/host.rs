@@ -1,7 +1,6 @@
 //! The features that the decode loop fills, by name: rows of the token, masks, RoPE rows, positions.
 
-use super::chain::{ChainSpec, RopeTable};
-use super::decode::TokenRows;
+use super::spec::{ChainSpec, RopeTable, TokenRows};
 use crate::mil::{DType, TensorType};
 use crate::runtime::values::error::{BoxError, Error, Result};
 use crate::runtime::values::tensor::Tensor;
@@ -289,7 +288,7 @@ impl Call<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::decoder::chain::RopeTables;
+    use crate::runtime::decoder::spec::RopeTables;
 
     struct NoRows;
 

@@ -10,4 +10,5 @@ mod functions;
 pub mod generate;
 mod host;
 pub mod sampling;
+pub(crate) mod spec;
 mod team;

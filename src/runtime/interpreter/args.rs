@@ -1,11 +1,13 @@
 //! The arguments of one op, looked up by name while the plan is made.
 
+use super::value::{Known, Value};
 use crate::mil::{DType, DefaultValue, OpType, TensorType};
 use crate::runtime::values::error::{Error, Result};
 use crate::runtime::values::pool::Pool;
 use crate::runtime::values::tensor::{Precision, Tensor};
-use crate::runtime::weights::constant::{Constant, Known, Value};
-use crate::runtime::weights::packed::{PackedWeight, SharedBytes};
+use crate::runtime::weights::coding::SharedBytes;
+use crate::runtime::weights::constant::Constant;
+use crate::runtime::weights::packed::PackedWeight;
 use std::sync::Arc;
 
 /// Executes one op: operands in, results out.

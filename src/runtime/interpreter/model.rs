@@ -1,19 +1,21 @@
 //! One function of a package, compiled, with its states.
 
-use super::fuse::{Base, Part, Source};
 use super::ops::moves_only;
 use super::places::{Accepted, Places, accepted, in_place};
-use super::plan::{self, Action, Feature, Plan, Step};
+use super::plan::{Action, Feature, Plan, Source, Step};
+use super::planner;
 use super::profile::Profile;
+use super::steps::part::{Base, Part};
+use super::value::Known;
 use crate::mil::{DType, TensorType};
 use crate::package::{Package, ReadFunction};
 use crate::runtime::values::error::{Error, Result};
 use crate::runtime::values::held::{Held, Strided};
+use crate::runtime::values::kind::Kind;
 use crate::runtime::values::pool::Pool;
-use crate::runtime::values::tensor::{Kind, Precision, Tensor, elements};
-use crate::runtime::weights::constant::Known;
-use crate::runtime::weights::roofline::WeightUse;
+use crate::runtime::values::tensor::{Precision, Tensor, elements};
 use crate::runtime::weights::rows;
+use crate::runtime::weights::usage::WeightUse;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -82,7 +84,7 @@ impl Model {
         precision: Precision,
         keep: &[&str],
     ) -> Result<Self> {
-        Self::new(plan::make(function, precision, keep, false)?, precision)
+        Self::new(planner::make(function, precision, keep, false)?, precision)
     }
 
     /// As [`Model::load`], with every op run by itself: what fused steps are compared with.
@@ -93,7 +95,7 @@ impl Model {
         keep: &[&str],
     ) -> Result<Self> {
         let function = find(package, function)?;
-        Self::new(plan::make(function, precision, keep, true)?, precision)
+        Self::new(planner::make(function, precision, keep, true)?, precision)
     }
 
     fn new(plan: Plan, precision: Precision) -> Result<Self> {

@@ -1,13 +1,14 @@
 //! Where the values of a run are: on their own, in larger buffers, in caches.
 
-use super::fuse::{Base, Located, Operands, Part, Source};
-use super::plan::{Action, Plan, Step};
+use super::plan::{Action, Plan, Source, Step};
+use super::steps::part::{Base, Located, Operands, Part};
+use super::value::Value;
+use crate::runtime::kernels::strided::strides;
 use crate::runtime::kernels::strided::{View, copy};
 use crate::runtime::values::error::{Error, Result};
 use crate::runtime::values::held::Strided;
 use crate::runtime::values::pool::Pool;
-use crate::runtime::values::tensor::{Tensor, strides};
-use crate::runtime::weights::constant::Value;
+use crate::runtime::values::tensor::Tensor;
 
 /// What happens to an input.
 #[derive(Clone, Copy, Debug)]

@@ -1,6 +1,6 @@
 //! The weights of a package without its arithmetic: what the constants of a function hold, decoded on demand.
 
-use super::plan;
+use super::planner;
 use crate::package::ReadFunction;
 use crate::runtime::kernels::kernel::Kernel;
 use crate::runtime::values::error::{Error, Result};
@@ -26,7 +26,7 @@ impl StoredWeights {
     /// # Errors
     /// A constant whose parts do not fit together.
     pub fn of(function: &ReadFunction) -> Result<Self> {
-        let constants = plan::constants(function)?;
+        let constants = planner::constants(function)?;
         Ok(Self { constants })
     }
 

@@ -1,4 +1,4 @@
-//! Arithmetic on slices: knows no op, no name and no file.
+//! Arithmetic on slices. Uses no other room of the runtime: knows no tensor, op, name or file.
 
 pub(crate) mod broadcast;
 pub(crate) mod codec;

@@ -1,6 +1,6 @@
 //! What can go wrong in the runtime. Every variant names the op, value, chunk or feature it is about.
 
-use super::tensor::Kind;
+use super::kind::Kind;
 
 /// An error of any source, as [`crate::runtime::TokenRows`] implementations return it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -1,7 +1,9 @@
 //! Values that lie in a larger buffer: caches whose rows move by moving their start, and parts of them.
 
 use super::error::{Error, Result};
-use super::tensor::{Data, Kind, Tensor, strides};
+use super::kind::Kind;
+use super::tensor::{Data, Tensor};
+use crate::runtime::kernels::strided::strides;
 use crate::runtime::kernels::strided::{View, copy};
 use crate::runtime::kernels::wide::sum_of_squares;
 use std::sync::Arc;

@@ -1,9 +1,8 @@
 //! Dense row-major tensors whose data is shared, so that a clone or a reshape copies nothing.
 
 use super::error::{Error, Result};
-use super::pool::Pool;
+use super::kind::Kind;
 use crate::runtime::kernels::math::{is_f16, round_f16};
-use std::fmt;
 use std::sync::Arc;
 
 /// How activations are carried.
@@ -14,27 +13,6 @@ pub enum Precision {
     /// The result of every op that is declared fp16 is rounded to fp16 (nearest even); inside one op the arithmetic is
     /// f32.
     F16,
-}
-
-/// What a tensor's elements are held as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// fp16 and fp32.
-    Float,
-    /// All integer types, as i32.
-    Int,
-    /// bool.
-    Bool,
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Kind::Float => "float",
-            Kind::Int => "integer",
-            Kind::Bool => "bool",
-        })
-    }
 }
 
 /// The elements of a tensor.
@@ -197,70 +175,9 @@ impl Tensor {
     }
 }
 
-/// An element type that tensors hold.
-pub(crate) trait Element: Copy + Default {
-    /// The elements of a tensor of this type; an error for another kind.
-    fn of(tensor: &Tensor) -> Result<&[Self]>;
-    /// A buffer of `len` elements of unspecified value.
-    fn buffer(pool: &mut Pool, len: usize) -> Vec<Self>;
-    /// Elements as the data of a tensor.
-    fn data(values: Vec<Self>) -> Data;
-}
-
-impl Element for f32 {
-    fn of(tensor: &Tensor) -> Result<&[f32]> {
-        tensor.as_f32()
-    }
-
-    fn buffer(pool: &mut Pool, len: usize) -> Vec<f32> {
-        pool.floats(len)
-    }
-
-    fn data(values: Vec<f32>) -> Data {
-        Data::F32(Arc::new(values))
-    }
-}
-
-impl Element for i32 {
-    fn of(tensor: &Tensor) -> Result<&[i32]> {
-        tensor.as_i32()
-    }
-
-    fn buffer(_: &mut Pool, len: usize) -> Vec<i32> {
-        vec![0; len]
-    }
-
-    fn data(values: Vec<i32>) -> Data {
-        Data::I32(Arc::new(values))
-    }
-}
-
-impl Element for bool {
-    fn of(tensor: &Tensor) -> Result<&[bool]> {
-        tensor.as_bool()
-    }
-
-    fn buffer(_: &mut Pool, len: usize) -> Vec<bool> {
-        vec![false; len]
-    }
-
-    fn data(values: Vec<bool>) -> Data {
-        Data::Bool(Arc::new(values))
-    }
-}
-
 /// Number of elements of a shape; `None` beyond `usize`.
 pub(crate) fn elements(shape: &[usize]) -> Option<usize> {
     shape
         .iter()
         .try_fold(1usize, |product, &dim| product.checked_mul(dim))
-}
-
-/// Row-major strides of a shape, in elements.
-pub(crate) fn strides(shape: &[usize]) -> Vec<usize> {
-    let mut out = vec![1; shape.len()];
-    for i in (1..shape.len()).rev() {
-        out[i - 1] = out[i] * shape[i];
-    }
-    out
 }

@@ -1,33 +1,10 @@
-//! What is known of a value while a plan is made: its type, and its elements if it is constant.
+//! Constants: their types, and their elements as they are stored or decoded.
 
-use super::packed::{Coding, PackedWeight, SharedBytes};
+use super::coding::{Coding, SharedBytes};
+use super::packed::PackedWeight;
 use crate::mil::{DType, TensorType};
 use crate::runtime::values::tensor::{Data, Tensor};
 use std::sync::{Arc, OnceLock};
-
-/// A value of a function at planning time.
-#[derive(Clone, Debug)]
-pub(crate) struct Value {
-    /// Name in the file.
-    pub name: String,
-    /// Declared type.
-    pub ty: TensorType,
-    /// What is known of its elements.
-    pub known: Known,
-}
-
-/// What is known of a value's elements.
-#[derive(Clone, Debug)]
-pub(crate) enum Known {
-    /// Computed at run time.
-    Runtime,
-    /// The state of this index.
-    State(usize),
-    /// A string.
-    Text(String),
-    /// A constant.
-    Constant(Arc<Constant>),
-}
 
 /// A constant, decoded on first use.
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 //!
 //! May use `values` and `kernels`. Knows no op.
 
+pub(crate) mod coding;
 pub(crate) mod constant;
 pub(crate) mod matrix;
 pub(crate) mod packed;
@@ -10,3 +11,4 @@ pub(crate) mod palette;
 pub mod roofline;
 pub(crate) mod rows;
 pub(crate) mod sparse;
+pub(crate) mod usage;

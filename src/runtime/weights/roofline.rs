@@ -1,6 +1,7 @@
 //! How fast a machine could decode: the bytes and weights that a token needs, against the memory bandwidth and the speed of
 //! the kernels in cache.
 
+pub use super::usage::WeightUse;
 use crate::runtime::kernels::codec::RowCoding;
 use crate::runtime::kernels::kernel::Kernel;
 use crate::runtime::kernels::matvec::{AHEAD, CodedRows, Vectors};
@@ -8,19 +9,6 @@ use crate::runtime::kernels::wide::{prefetch, widest};
 use crate::runtime::values::error::{Error, Result};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
-
-/// A weight that every token is multiplied with.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WeightUse {
-    /// How it is stored: `palette4`, `fp16`, `int8`; other forms, which are decoded first, as `blocks` or `sparse`.
-    pub coding: String,
-    /// Its elements.
-    pub elements: u64,
-    /// Its bytes: data, LUTs, scales and masks.
-    pub bytes: u64,
-    /// Whether a kernel multiplies it as it is stored, and how it is coded then.
-    pub(crate) direct: Option<RowCoding>,
-}
 
 /// All weights of one coding.
 #[derive(Clone, Debug, PartialEq)]

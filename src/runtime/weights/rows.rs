@@ -71,12 +71,3 @@ impl Rows<'_> {
         }
     }
 }
-
-/// `[rows, cols]` to `[cols, rows]`.
-pub(crate) fn transpose(x: &[f32], rows: usize, cols: usize, out: &mut [f32]) {
-    for (c, out) in out.chunks_exact_mut(rows.max(1)).enumerate() {
-        for (r, o) in out.iter_mut().enumerate() {
-            *o = x[r * cols + c];
-        }
-    }
-}

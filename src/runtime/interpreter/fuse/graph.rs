@@ -1,9 +1,10 @@
 //! Who makes and who reads the values of a plan.
 
-use super::{Base, Note, Part, Region};
 use crate::mil::OpType;
+use crate::runtime::interpreter::note::Note;
 use crate::runtime::interpreter::plan::{Plan, Step};
-use crate::runtime::weights::constant::Known;
+use crate::runtime::interpreter::steps::part::{Base, Part, Region};
+use crate::runtime::interpreter::value::Known;
 
 /// Makers and readers of a plan's values as it was when they were looked up.
 pub(super) struct Graph<'a> {

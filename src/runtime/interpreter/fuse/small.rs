@@ -1,10 +1,11 @@
 //! RMS norms and RoPE as one step each.
 
 use super::graph::Graph;
-use super::{Note, Region};
 use crate::mil::OpType;
 use crate::runtime::interpreter::args::Kernel;
+use crate::runtime::interpreter::note::Note;
 use crate::runtime::interpreter::plan::{Action, Plan, Step};
+use crate::runtime::interpreter::steps::part::Region;
 use crate::runtime::kernels::wide::rms;
 use crate::runtime::values::axes::AxesLast;
 use crate::runtime::values::tensor::Tensor;

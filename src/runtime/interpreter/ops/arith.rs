@@ -2,13 +2,14 @@
 
 use crate::mil::{DType, OpType, TensorType};
 use crate::runtime::interpreter::args::{Compiled, OpArgs};
-use crate::runtime::interpreter::ops::for_each_kind;
 use crate::runtime::kernels::broadcast::{Plan, broadcast_shape, broadcast_strides};
 use crate::runtime::kernels::math::{erf, exp, sigmoid, tanh};
 use crate::runtime::kernels::strided::{View, copy};
 use crate::runtime::kernels::wide;
+use crate::runtime::values::element::Element;
+use crate::runtime::values::element::for_each_kind;
 use crate::runtime::values::error::Result;
-use crate::runtime::values::tensor::{Data, Element, Tensor};
+use crate::runtime::values::tensor::{Data, Tensor};
 
 /// `add`, `sub`, `mul`, `real_div`, `maximum`, `minimum`, `pow`.
 pub(super) fn binary(mut args: OpArgs<'_>) -> Result<Compiled> {

@@ -2,11 +2,12 @@
 
 use crate::mil::{DType, TensorType};
 use crate::runtime::interpreter::args::{Compiled, Derived, OpArgs, Weight};
-use crate::runtime::interpreter::ops::for_each_kind;
 use crate::runtime::interpreter::ops::norm::reduced_shape;
 use crate::runtime::values::axes::AxesLast;
+use crate::runtime::values::element::Element;
+use crate::runtime::values::element::for_each_kind;
 use crate::runtime::values::error::{Error, Result};
-use crate::runtime::values::tensor::{Element, Tensor};
+use crate::runtime::values::tensor::Tensor;
 use crate::runtime::weights::packed::PackedWeight;
 use std::cmp::Ordering;
 use std::sync::Arc;

@@ -5,11 +5,12 @@ use crate::runtime::interpreter::args::{Compiled, OpArgs, Operand, Weight};
 use crate::runtime::interpreter::ops::norm::softmax_row;
 use crate::runtime::kernels::broadcast::{broadcast_shape, broadcast_strides};
 use crate::runtime::kernels::dot::{add_scaled, dot, for_rows};
+use crate::runtime::kernels::strided::transpose;
 use crate::runtime::values::error::Result;
 use crate::runtime::values::pool::Pool;
 use crate::runtime::values::tensor::Tensor;
 use crate::runtime::weights::packed::PackedWeight;
-use crate::runtime::weights::rows::{Rows, transpose};
+use crate::runtime::weights::rows::Rows;
 use std::borrow::Cow;
 use std::sync::Arc;
 

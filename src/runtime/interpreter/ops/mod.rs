@@ -85,24 +85,3 @@ pub(crate) fn moves_only(op_type: OpType) -> bool {
             | ReadState
     )
 }
-
-/// Evaluates `$body` with `$element` the element type of tensors of a kind.
-macro_rules! for_each_kind {
-    ($kind:expr, $element:ident => $body:expr) => {
-        match $kind {
-            crate::runtime::values::tensor::Kind::Float => {
-                type $element = f32;
-                $body
-            }
-            crate::runtime::values::tensor::Kind::Int => {
-                type $element = i32;
-                $body
-            }
-            crate::runtime::values::tensor::Kind::Bool => {
-                type $element = bool;
-                $body
-            }
-        }
-    };
-}
-pub(crate) use for_each_kind;

@@ -2,11 +2,13 @@
 
 use crate::mil::TensorType;
 use crate::runtime::interpreter::args::{Compiled, Derived, OpArgs, Operand};
-use crate::runtime::interpreter::ops::for_each_kind;
+use crate::runtime::kernels::strided::strides;
 use crate::runtime::kernels::strided::{View, copy};
+use crate::runtime::values::element::Element;
+use crate::runtime::values::element::for_each_kind;
 use crate::runtime::values::error::Result;
 use crate::runtime::values::pool::Pool;
-use crate::runtime::values::tensor::{Element, Tensor, elements, strides};
+use crate::runtime::values::tensor::{Tensor, elements};
 
 /// The same value.
 pub(super) fn identity(mut args: OpArgs<'_>) -> Result<Compiled> {

@@ -2,12 +2,13 @@
 
 use crate::mil::TensorType;
 use crate::runtime::interpreter::args::{Compiled, Derived, OpArgs, Operand};
-use crate::runtime::interpreter::fuse::Region;
-use crate::runtime::interpreter::ops::for_each_kind;
+use crate::runtime::interpreter::steps::part::Region;
 use crate::runtime::kernels::strided::{View, copy};
+use crate::runtime::values::element::Element;
+use crate::runtime::values::element::for_each_kind;
 use crate::runtime::values::error::{Error, Result};
 use crate::runtime::values::pool::Pool;
-use crate::runtime::values::tensor::{Element, Tensor};
+use crate::runtime::values::tensor::Tensor;
 
 /// The constant part of a slice.
 struct Spec {

@@ -1,6 +1,9 @@
 //! Decoding by definition; products of every kernel against f64.
 
 use super::*;
+use crate::runtime::weights::sparse;
+use half::f16;
+use std::sync::Arc;
 
 /// A repeatable stream of bytes.
 fn noise(n: usize) -> Vec<u8> {
@@ -335,4 +338,62 @@ fn too_few_bytes_and_shapes_that_do_not_fit_are_refused() {
     assert!(PackedWeight::plain(&[2, 3], Coding::F16, bytes.clone()).is_none());
     assert!(PackedWeight::plain(&[1, 5], Coding::F16, bytes.clone()).is_some());
     assert!(PackedWeight::plain(&[], Coding::F16, bytes).is_none());
+}
+
+#[test]
+fn the_example_of_the_op_s_documentation() {
+    // constexpr_lut_to_sparse of coremltools 9.0: a 4x6 mask, 9 indices of one bit.
+    let rows = [0b000011u32, 0b100011, 0b010110, 0b001000];
+    let bits = rows.iter().rev().fold(0u32, |all, row| all << 6 | row);
+    let mask: SharedBytes = Arc::new(bits.to_le_bytes()[..3].to_vec());
+    let indices = 0b1_0011_0110u16.to_le_bytes();
+    let palette = |vector: usize, axis| Palette {
+        bits: 1,
+        index_shape: vec![4, 6],
+        lut_shape: vec![1, 1, 2, vector],
+        lut: [vec![2.0; vector], vec![3.0; vector]].concat(),
+        vector_axis: axis,
+    };
+    let look_up = |palette: &Palette, count| {
+        let mut values = Vec::new();
+        let found = sparse::look_up(palette, &indices, count, mask.clone(), |x| values.push(x));
+        found.map(|found| (found, values))
+    };
+    let (found, values) = look_up(&palette(1, 0), 9).unwrap();
+    assert_eq!(values, [2.0, 3.0, 3.0, 2.0, 3.0, 3.0, 2.0, 2.0, 3.0]);
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let data: SharedBytes = Arc::new(bytes);
+    let dense = |ones| {
+        PackedWeight::sparse(
+            &[4, 6],
+            Coding::F32,
+            (data.clone(), ones),
+            found.mask.clone(),
+        )
+    };
+    let z = 0.0;
+    let expected = [
+        [2.0, 3.0, z, z, z, z],
+        [3.0, 2.0, z, z, z, 3.0],
+        [z, 3.0, 2.0, z, 2.0, z],
+        [z, z, z, 3.0, z, z],
+    ];
+    assert_eq!(dense(9).unwrap().decode(), expected.concat());
+    assert!(dense(8).is_none());
+    let (rows, values) = look_up(&palette(2, 0), 9).unwrap();
+    assert_eq!(rows.shape, [8, 6]);
+    let (mut from, ones) = (values.iter(), (*rows.mask).as_ref());
+    for at in 0..48 {
+        let expected = expected[at / 12][at % 6];
+        let got = if sparse::bit(ones, at) {
+            *from.next().unwrap()
+        } else {
+            0.0
+        };
+        assert_eq!(got, expected, "{at}");
+    }
+    assert!(from.next().is_none());
+    for count in [8, 10] {
+        assert!(look_up(&palette(1, 0), count).is_none());
+    }
 }

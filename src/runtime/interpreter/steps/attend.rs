@@ -5,8 +5,9 @@
 //! f32 over the keys for the values. The kernels are compiled for wider registers too; without fused multiply-adds they
 //! give the same bits.
 
-use crate::runtime::kernels::dot::{accumulate, reduce};
+use crate::runtime::kernels::dot::accumulate;
 use crate::runtime::kernels::lanes::LANES;
+use crate::runtime::kernels::lanes::reduce;
 use crate::runtime::kernels::math::exp;
 use crate::runtime::kernels::wide::{prefetch, widest};
 use rayon::prelude::*;
