@@ -9,42 +9,23 @@
 //!
 //! The same input gives the same bytes, whatever the number of threads and however often it was interrupted.
 
-mod activations;
+mod build;
+mod decide;
 mod error;
-mod estimate;
-mod facts;
-mod forecast;
-mod forms;
-mod input;
-mod journal;
-mod lanes;
-mod levers;
-mod measure;
-mod pipeline;
-mod report;
-mod resolve;
-mod room;
-mod source;
-mod tables;
-mod task;
-#[cfg(test)]
-mod tests;
-mod tile;
-mod tuning;
-mod units;
+mod weights;
 
-pub use error::{Error, Fault, Result};
-pub use estimate::Time;
-pub use forecast::{
+pub(crate) use build::pipeline::thread_pool;
+pub use build::pipeline::{Conversion, convert};
+pub use build::report::{Report, SchemeTotal, StageTime};
+pub use decide::estimate::Time;
+pub use decide::forecast::{
     FileForecast, Forecast, PackageForecast, SchemeForecast, TableForecast, forecast,
 };
-pub(crate) use measure::{Measured, Measurer, scalar_group};
-pub(crate) use pipeline::thread_pool;
-pub use pipeline::{Conversion, convert};
-pub use report::{Report, SchemeTotal, StageTime};
-pub use resolve::{Resolved, ResolvedChunk, own_weights, resolve, weight_bytes};
-pub use room::Room;
-pub use task::bundle_recipe;
+pub use decide::resolve::{Resolved, ResolvedChunk, own_weights, resolve, weight_bytes};
+pub use decide::room::Room;
+pub use decide::task::bundle_recipe;
+pub use error::{Error, Fault, Result};
+pub(crate) use weights::measure::{Measured, Measurer, scalar_group};
 
 /// Name and version of this converter: what decides the bytes beside checkpoint and recipe.
 const TOOL: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));

@@ -3,10 +3,10 @@
 //! Groups of a tile are worked on in parallel; what comes out is written, and errors are summed, in their order, so the
 //! result does not depend on the number of threads.
 
-use super::error::{Error, Result};
 use super::input::Input;
-use super::resolve::{Resolved, matrix};
 use super::tuning::Tuning;
+use crate::convert::decide::resolve::{Resolved, matrix};
+use crate::convert::error::{Error, Result};
 use crate::package::Part;
 use crate::progress::Progress;
 use crate::quantize::linear::{add_errors, quantize_int4_block, quantize_int8_channel};
@@ -16,18 +16,18 @@ use rayon::prelude::*;
 use std::sync::Mutex;
 
 /// Values of a tensor in memory at a time. With 4 bytes of f32, 2 of fp16 and 1 of index each, a tile is 14 MB.
-pub(super) const TILE: usize = 1 << 21;
+pub(in crate::convert) const TILE: usize = 1 << 21;
 /// Values one task works on where there are no groups.
-pub(super) const STRIP: usize = 1 << 16;
+pub(in crate::convert) const STRIP: usize = 1 << 16;
 
 /// Why a stream stopped: an [`Error`] of ours or the sink's I/O error.
-pub(super) type Stopped = Box<dyn std::error::Error + Send + Sync>;
+pub(in crate::convert) type Stopped = Box<dyn std::error::Error + Send + Sync>;
 /// Takes the bytes of a part.
-pub(super) type Sink<'a> = &'a mut dyn FnMut(Part, &[u8]) -> std::io::Result<()>;
+pub(in crate::convert) type Sink<'a> = &'a mut dyn FnMut(Part, &[u8]) -> std::io::Result<()>;
 
 /// Buffers that are kept from tensor to tensor.
 #[derive(Default)]
-pub(super) struct Buffers {
+pub(in crate::convert) struct Buffers {
     floats: Vec<f32>,
     pub values: Vec<f16>,
     pub codes: Vec<u8>,
@@ -37,7 +37,7 @@ pub(super) struct Buffers {
 
 /// Palettizer buffers, one per task at work.
 #[derive(Default)]
-pub(super) struct Pool(Mutex<Vec<Scratch>>);
+pub(in crate::convert) struct Pool(Mutex<Vec<Scratch>>);
 
 impl Pool {
     pub fn with<T>(&self, work: impl FnOnce(&mut Scratch) -> T) -> T {
@@ -53,7 +53,7 @@ impl Pool {
 
 /// Streams `input` in the scheme that `resolved` names; returns the error against the checkpoint's values (fp16) or
 /// against the values rounded to fp16 (the other schemes).
-pub(super) fn stream(
+pub(in crate::convert) fn stream(
     input: &Input<'_>,
     resolved: &Resolved,
     tuning: &Tuning,
@@ -95,7 +95,7 @@ pub(super) fn stream(
     }
 }
 
-pub(super) struct Job<'a> {
+pub(in crate::convert) struct Job<'a> {
     pub input: &'a Input<'a>,
     pub tuning: &'a Tuning,
     pub buffers: &'a mut Buffers,
@@ -363,7 +363,11 @@ impl Job<'_> {
     }
 }
 
-pub(super) fn failed(input: &Input<'_>, start: usize, source: crate::quantize::Error) -> Error {
+pub(in crate::convert) fn failed(
+    input: &Input<'_>,
+    start: usize,
+    source: crate::quantize::Error,
+) -> Error {
     Error::Quantize {
         tensor: input.view.name.to_string(),
         start,
@@ -372,7 +376,7 @@ pub(super) fn failed(input: &Input<'_>, start: usize, source: crate::quantize::E
 }
 
 /// The tiles of one large group, each whole multiples of `unit` values.
-pub(super) fn within(
+pub(in crate::convert) fn within(
     group: &std::ops::Range<usize>,
     unit: usize,
 ) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
@@ -408,7 +412,7 @@ fn linear_row(
 }
 
 /// fp16 values as little-endian bytes, in place of what `bytes` held.
-pub(super) fn little_endian(values: &[f16], bytes: &mut Vec<u8>) {
+pub(in crate::convert) fn little_endian(values: &[f16], bytes: &mut Vec<u8>) {
     bytes.clear();
     bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
 }

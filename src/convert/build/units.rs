@@ -1,15 +1,15 @@
 //! The units of a conversion: how large each is, where it comes from, and how it is written.
 
-use super::activations;
-use super::error::{Error, Result, disk_full};
-use super::facts::Job;
-use super::levers::Levers;
 use super::pipeline::Build;
-use super::resolve::ResolvedChunk;
-use super::source::{Weights, tensor_record};
 use super::tables::{self, TableSpec};
 use crate::bundle::layout;
 use crate::bundle::provenance::{FileRecord, TensorRecord};
+use crate::convert::decide::activations;
+use crate::convert::decide::facts::Job;
+use crate::convert::decide::resolve::ResolvedChunk;
+use crate::convert::error::{Error, Result, disk_full};
+use crate::convert::weights::levers::Levers;
+use crate::convert::weights::source::{Weights, tensor_record};
 use crate::gemma::names;
 use crate::graph::{ChunkGraph, build_chunk};
 use crate::package::{
@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What is resumed as a whole.
-pub(super) enum Unit<'a> {
+pub(in crate::convert) enum Unit<'a> {
     Package(PackageUnit<'a>),
     Table(TableSpec),
     PerLayer,
@@ -29,7 +29,7 @@ pub(super) enum Unit<'a> {
 }
 
 /// A package to be written.
-pub(super) struct PackageUnit<'a> {
+pub(in crate::convert) struct PackageUnit<'a> {
     pub chunk: &'a ResolvedChunk,
     /// The package (`chunk1`), earlier in the order of the units, whose weights this one has. Its tensors stand for both.
     pub weights_of: Option<String>,
@@ -37,7 +37,7 @@ pub(super) struct PackageUnit<'a> {
 
 /// Where a unit comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Origin {
+pub(in crate::convert) enum Origin {
     /// The checkpoint and the recipe.
     Anew,
     /// A program of its own over the weights of the base's package.

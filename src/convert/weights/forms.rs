@@ -1,7 +1,7 @@
 //! Palettes whose entries or indices are not single fp16 weights: tiles of whole groups, as in [`super::tile`].
 
-use super::error::Result;
 use super::tile::{Job, Stopped, TILE, failed, little_endian, within};
+use crate::convert::error::Result;
 use crate::package::Part;
 use crate::quantize::sparse::{Pruner, add_pruned, kept, palettize_sparse};
 use crate::quantize::vector::{Assigned, assign_vectors, fit_vectors, sample, vector_at};
@@ -306,9 +306,9 @@ impl SparseParts {
 mod tests {
     use super::*;
     use crate::checkpoint::TensorView;
-    use crate::convert::input::{Factors, Input};
-    use crate::convert::tile::Buffers;
-    use crate::convert::tuning::Tuning;
+    use crate::convert::weights::input::{Factors, Input};
+    use crate::convert::weights::tile::Buffers;
+    use crate::convert::weights::tuning::Tuning;
     use crate::progress::NoProgress;
 
     /// Sums of the same squares in another order.

@@ -1,13 +1,13 @@
 //! What palettes of several widths would make of a tensor, without writing anything.
 
-use super::error::{Error, Result};
 use super::input::Input;
 use super::levers::Levers;
-use super::resolve::{Resolved, ResolvedChunk, matrix};
 use super::tile::{Pool, TILE, failed, within};
 use super::tuning::Tuning;
 use crate::calibrate::Stats;
 use crate::checkpoint::Checkpoint;
+use crate::convert::decide::resolve::{Resolved, ResolvedChunk, matrix};
+use crate::convert::error::{Error, Result};
 use crate::gemma::ModelPlan;
 use crate::progress::Progress;
 use crate::quantize::{GroupResult, Grouping, Lut, PaletteForm, Scheme, Scratch};

@@ -1,12 +1,12 @@
 //! Files beside the packages: row tables, per-layer projection and norm, RoPE tables.
 
-use super::error::{Error, Result};
-use super::source::tensor_record;
-use super::tile::{TILE, little_endian};
 use crate::bundle::error::{at, writing};
 use crate::bundle::provenance::TensorRecord;
 use crate::bundle::{RowFormat, layout, npy};
 use crate::checkpoint::{Checkpoint, TensorView};
+use crate::convert::error::{Error, Result};
+use crate::convert::weights::source::tensor_record;
+use crate::convert::weights::tile::{TILE, little_endian};
 use crate::failpoint;
 use crate::gemma::rope::{RopeSpec, rows_of};
 use crate::package::SteadyFile;
@@ -25,7 +25,7 @@ const ROPE_ROWS: usize = 256;
 
 /// A row table to be written.
 #[derive(Debug, Clone)]
-pub(super) struct TableSpec {
+pub(in crate::convert) struct TableSpec {
     /// Checkpoint name without prefix.
     pub tensor: &'static str,
     /// Stem of the files.
@@ -54,7 +54,7 @@ impl TableSpec {
 }
 
 /// The bundle's name for a table scheme.
-pub(super) fn row_format(scheme: TableScheme) -> RowFormat {
+pub(in crate::convert) fn row_format(scheme: TableScheme) -> RowFormat {
     match scheme {
         TableScheme::RowsInt8 => RowFormat::Int8,
         TableScheme::RowsInt4 => RowFormat::Int4,
@@ -63,7 +63,7 @@ pub(super) fn row_format(scheme: TableScheme) -> RowFormat {
 }
 
 /// Writes a row table into `dir`, a tile of rows at a time.
-pub(super) fn write_table(
+pub(in crate::convert) fn write_table(
     dir: &Path,
     spec: &TableSpec,
     checkpoint: &Checkpoint,
@@ -179,7 +179,7 @@ fn check_range(spec: &TableSpec, row: usize, exact: &[f32], scale: f16) -> Resul
 }
 
 /// Writes a tensor as fp16 values.
-pub(super) fn write_fp16(
+pub(in crate::convert) fn write_fp16(
     path: &Path,
     view: &TensorView<'_>,
     progress: &dyn Progress,
@@ -205,7 +205,7 @@ pub(super) fn write_fp16(
 }
 
 /// Writes a small tensor as fp32 values.
-pub(super) fn write_fp32(
+pub(in crate::convert) fn write_fp32(
     path: &Path,
     view: &TensorView<'_>,
     progress: &dyn Progress,
@@ -219,7 +219,7 @@ pub(super) fn write_fp32(
 }
 
 /// Writes the four RoPE tables, `rows` positions each, [`ROPE_ROWS`] at a time.
-pub(super) fn write_rope(
+pub(in crate::convert) fn write_rope(
     dir: &Path,
     sliding: &RopeSpec,
     full: &RopeSpec,
@@ -257,7 +257,7 @@ fn rope_table(
 }
 
 /// Copies tokenizer files into `hf_model/` below `dir`.
-pub(super) fn copy_token_files(dir: &Path, checkpoint: &Checkpoint) -> Result<()> {
+pub(in crate::convert) fn copy_token_files(dir: &Path, checkpoint: &Checkpoint) -> Result<()> {
     let target = dir.join(layout::HF_DIR);
     std::fs::create_dir_all(&target).map_err(writing(&target))?;
     for path in checkpoint.token_files() {

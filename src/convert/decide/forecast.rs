@@ -1,17 +1,17 @@
 //! What a conversion will make and take, predicted from headers and vectors: no matrix is read.
 
-use super::error::Result;
 use super::estimate::{self, Time};
 use super::facts::Job;
-use super::journal::Done;
-use super::report::{SchemeTotal, note};
 use super::resolve::{Resolved, ResolvedChunk, own_weights, package_error};
-use super::source::{Weights, tensor_record};
-use super::units::{Origin, PackageUnit, Unit};
 use crate::bundle::error::at;
 use crate::bundle::provenance::{FileRecord, TensorRecord};
 use crate::bundle::{layout, npy};
 use crate::checkpoint::{Checkpoint, StoredDType};
+use crate::convert::build::journal::Done;
+use crate::convert::build::report::{SchemeTotal, note};
+use crate::convert::build::units::{Origin, PackageUnit, Unit};
+use crate::convert::error::Result;
+use crate::convert::weights::source::{Weights, tensor_record};
 use crate::gemma::{ModelPlan, names};
 use crate::mil::DeferredConst;
 use crate::package::{MIN_BLOB_ELEMENTS, PackageSpec, WEIGHTS_DIR, forecast_package};
@@ -127,15 +127,15 @@ pub struct FileForecast {
 /// Predicts a conversion anew. Statistics of a calibration are not needed where only the values of weights depend on them.
 ///
 /// # Errors
-/// As [`super::convert`], before it reads a matrix.
+/// As [`crate::convert::convert`], before it reads a matrix.
 pub fn forecast(
     checkpoint: &Checkpoint,
     recipe: &Recipe,
-    options: &super::Options,
+    options: &crate::convert::Options,
 ) -> Result<Forecast> {
     let plan = ModelPlan::new(checkpoint.config())?;
     plan.check(checkpoint)?;
-    super::pipeline::check_token_files(checkpoint)?;
+    crate::convert::build::pipeline::check_token_files(checkpoint)?;
     let task = super::task::Task::planned(&plan, recipe, options)?;
     let job = Job {
         checkpoint,

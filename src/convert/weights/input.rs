@@ -1,14 +1,14 @@
 //! A tensor as the quantizers are to see it: read from the checkpoint, with the factors of its folds.
 
-use super::error::{Error, Result};
 use crate::checkpoint::TensorView;
+use crate::convert::error::{Error, Result};
 use half::f16;
 use std::ops::Range;
 use std::sync::Arc;
 
 /// Factors on the rows and columns of a matrix; none where `None`.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Factors {
+pub(in crate::convert) struct Factors {
     /// One per row.
     pub rows: Option<Arc<[f32]>>,
     /// One per column.
@@ -17,7 +17,7 @@ pub(super) struct Factors {
 
 /// A matrix of the checkpoint times its factors.
 #[derive(Debug, Clone)]
-pub(super) struct Input<'a> {
+pub(in crate::convert) struct Input<'a> {
     pub view: TensorView<'a>,
     /// Length of a row.
     pub inputs: usize,

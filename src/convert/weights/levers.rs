@@ -1,11 +1,11 @@
 //! From the statistics of a calibration to what is done with each tensor: folds, importance, compensation.
 
-use super::error::{Error, Result};
 use super::input::{Factors, Input};
-use super::resolve::{Resolved, matrix};
 use super::tuning::Tuning;
 use crate::calibrate::Stats;
 use crate::checkpoint::Checkpoint;
+use crate::convert::decide::resolve::{Resolved, matrix};
+use crate::convert::error::{Error, Result};
 use crate::gemma::{Fold, LayerPlan, ModelPlan};
 use crate::quantize::fold::{CANDIDATES, factors};
 use crate::quantize::{Grouping, Moments, PaletteForm, Scheme, Scratch};
@@ -19,7 +19,7 @@ use std::sync::Arc;
 const JUDGED_GROUPS: usize = 16;
 
 /// What a recipe asks of the statistics, for the tensors of a package in their order.
-pub(super) struct Levers<'a> {
+pub(in crate::convert) struct Levers<'a> {
     pub checkpoint: &'a Checkpoint,
     pub plan: &'a ModelPlan,
     pub rules: &'a QuantRules,

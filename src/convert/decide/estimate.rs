@@ -2,10 +2,10 @@
 
 use super::facts::Job;
 use super::forecast::FileForecast;
-use super::lanes::LANES;
 use super::resolve::{Resolved, matrix};
-use super::tile::TILE;
-use super::units::{Origin, Unit};
+use crate::convert::build::lanes::LANES;
+use crate::convert::build::units::{Origin, Unit};
+use crate::convert::weights::tile::TILE;
 use crate::package::{MODEL_PATH, Part};
 use crate::quantize::{Grouping, PaletteForm, Scheme, TableScheme};
 use crate::recipe::QuantRules;
@@ -61,19 +61,19 @@ const WRITTEN: f64 = 0.5e9;
 const STORED: f64 = 0.45e9;
 
 /// Threads of a conversion: one per core when `None`.
-pub(super) fn threads(asked: Option<usize>) -> usize {
+pub(in crate::convert) fn threads(asked: Option<usize>) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     asked.filter(|n| *n > 0).unwrap_or_else(cores)
 }
 
 /// Free bytes that files of these sizes need, in whole blocks, and the staging directory beside them.
-pub(super) fn disk(sizes: impl Iterator<Item = u64>) -> u64 {
+pub(in crate::convert) fn disk(sizes: impl Iterator<Item = u64>) -> u64 {
     let blocks = |bytes: u64| bytes.checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX);
     sizes.fold(STAGING, |sum, bytes| sum.saturating_add(blocks(bytes)))
 }
 
 /// Most anonymous bytes at any time; `ops` is the number of ops of each package that is written.
-pub(super) fn memory(
+pub(in crate::convert) fn memory(
     job: &Job<'_>,
     units: &[(String, Unit<'_>)],
     files: &BTreeMap<String, FileForecast>,
@@ -154,7 +154,7 @@ fn package(job: &Job<'_>, name: &str, weights: &[Resolved], threads: usize) -> u
 }
 
 /// An estimate of the time, from values by scheme and bytes.
-pub(super) fn time(
+pub(in crate::convert) fn time(
     job: &Job<'_>,
     units: &[(String, Unit<'_>)],
     written: u64,

@@ -1,12 +1,12 @@
 //! `model_config.json` and `provenance.json` of a conversion.
 
-use super::journal::Done;
-use super::tables::row_format;
 use super::task::Task;
 use crate::bundle::provenance::{CheckpointRecord, FORMAT, RecipeRecord, Tool};
 use crate::bundle::{BundleConfig, Provenance};
 use crate::calibrate::Stats;
 use crate::checkpoint::Checkpoint;
+use crate::convert::build::journal::Done;
+use crate::convert::build::tables::row_format;
 use crate::gemma::ModelPlan;
 use crate::graph::{CacheForm, ChunkSpec, FunctionKind};
 use crate::recipe::Recipe;
@@ -17,7 +17,7 @@ const BOS: u32 = 2;
 const EOS: u32 = 1;
 
 /// Everything that decides a bundle.
-pub(super) struct Job<'a> {
+pub(in crate::convert) struct Job<'a> {
     pub checkpoint: &'a Checkpoint,
     pub plan: &'a ModelPlan,
     /// Recipe, context, packages, and what is kept of an earlier bundle.
@@ -122,7 +122,10 @@ impl Job<'_> {
 }
 
 /// A recipe as `provenance.json` keeps it, with the statistics that it is applied with.
-pub(super) fn recipe_record(recipe: &Recipe, calibration: Option<&Stats>) -> RecipeRecord {
+pub(in crate::convert) fn recipe_record(
+    recipe: &Recipe,
+    calibration: Option<&Stats>,
+) -> RecipeRecord {
     let used = calibration.filter(|_| recipe.quantize.calibrated_by().is_some());
     RecipeRecord {
         name: recipe.name.clone(),

@@ -1,14 +1,14 @@
 //! What a conversion makes, and what it keeps of a bundle that is there.
 
-use super::Options;
 use super::activations;
-use super::error::{Error, Result};
 use super::facts::recipe_record;
 use super::resolve::{ResolvedChunk, resolve};
 use crate::bundle::error::{at, writing};
 use crate::bundle::provenance::{RecipeRecord, TensorRecord};
 use crate::bundle::{BundleConfig, Provenance, files, layout};
 use crate::calibrate::Stats;
+use crate::convert::Options;
+use crate::convert::error::{Error, Result};
 use crate::gemma::ModelPlan;
 use crate::package::link_or_copy;
 use crate::quantize::SharedPalettes;
@@ -23,7 +23,7 @@ const MODEL_ID: &str = "gemma4";
 
 /// Everything that decides a bundle beside the checkpoint.
 #[derive(Debug)]
-pub(super) struct Task {
+pub(in crate::convert) struct Task {
     /// The bundle's recipe.
     pub recipe: Recipe,
     /// Recipes of packages that have another one, by package (`chunk4`).
@@ -310,7 +310,7 @@ fn parse(record: &RecipeRecord) -> crate::recipe::Result<Recipe> {
 
 /// A bundle of which parts are kept. Each file is compared with what its provenance says when it is taken over.
 #[derive(Debug)]
-pub(super) struct Base {
+pub(in crate::convert) struct Base {
     pub dir: PathBuf,
     pub config: BundleConfig,
     pub provenance: Provenance,
@@ -346,9 +346,9 @@ impl Base {
     fn check_tool(&self) -> Result<()> {
         let tool = &self.provenance.tool;
         let got = format!("{} {}", tool.name, tool.version);
-        match super::TOOL == got {
+        match crate::convert::TOOL == got {
             true => Ok(()),
-            false => Err(self.other("tool", super::TOOL.to_string(), got)),
+            false => Err(self.other("tool", crate::convert::TOOL.to_string(), got)),
         }
     }
 

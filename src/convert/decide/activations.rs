@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use half::f16;
 
-use super::error::{Error, Result};
 use super::resolve::ResolvedChunk;
 use super::task::Task;
+use crate::convert::error::{Error, Result};
 use crate::quantize::Scheme;
 use crate::recipe::Recipe;
 
@@ -15,7 +15,10 @@ const LARGEST: f32 = 127.0;
 
 /// The scale of the input of every linear layer of a package whose weight is quantized, by tensor; none where the recipe
 /// leaves activations as they are.
-pub(super) fn scales(task: &Task, chunk: &ResolvedChunk) -> Result<BTreeMap<String, f16>> {
+pub(in crate::convert) fn scales(
+    task: &Task,
+    chunk: &ResolvedChunk,
+) -> Result<BTreeMap<String, f16>> {
     let recipe: &Recipe = task.recipe_of(&chunk.spec.name);
     let Some(activations) = &recipe.quantize.activations else {
         return Ok(BTreeMap::new());

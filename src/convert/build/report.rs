@@ -60,7 +60,7 @@ pub struct StageTime {
 
 /// Measures stages, several at a time.
 #[derive(Debug, Default)]
-pub(super) struct Stages(Mutex<Vec<StageTime>>);
+pub(in crate::convert) struct Stages(Mutex<Vec<StageTime>>);
 
 impl Stages {
     /// Runs `work` and notes how long it took.
@@ -83,7 +83,7 @@ impl Stages {
 }
 
 /// Totals per scheme over all units.
-pub(super) fn totals(done: &[&Done]) -> BTreeMap<String, SchemeTotal> {
+pub(in crate::convert) fn totals(done: &[&Done]) -> BTreeMap<String, SchemeTotal> {
     let mut totals: BTreeMap<String, SchemeTotal> = BTreeMap::new();
     for t in done.iter().flat_map(|d| &d.tensors) {
         let total = totals.entry(t.scheme.clone()).or_default();
@@ -95,7 +95,7 @@ pub(super) fn totals(done: &[&Done]) -> BTreeMap<String, SchemeTotal> {
 }
 
 /// A note for each weight file of more than [`LARGE_WEIGHT_FILE`] bytes.
-pub(super) fn notes(files: &BTreeMap<String, FileRecord>) -> Vec<String> {
+pub(in crate::convert) fn notes(files: &BTreeMap<String, FileRecord>) -> Vec<String> {
     let sizes = files.iter().map(|(name, file)| (name.as_str(), file.bytes));
     sizes
         .filter_map(|(name, bytes)| note(name, bytes))
@@ -103,7 +103,7 @@ pub(super) fn notes(files: &BTreeMap<String, FileRecord>) -> Vec<String> {
 }
 
 /// What there is to say of a file of so many bytes.
-pub(super) fn note(file: &str, bytes: u64) -> Option<String> {
+pub(in crate::convert) fn note(file: &str, bytes: u64) -> Option<String> {
     let weights = file.contains(WEIGHTS_DIR);
     (weights && bytes > LARGE_WEIGHT_FILE).then(|| {
         format!(
@@ -114,7 +114,7 @@ pub(super) fn note(file: &str, bytes: u64) -> Option<String> {
 }
 
 /// Peak resident size in bytes (`VmHWM`, Linux only).
-pub(super) fn peak_rss() -> Option<u64> {
+pub(in crate::convert) fn peak_rss() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
     line.trim()

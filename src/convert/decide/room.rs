@@ -1,8 +1,8 @@
 //! What the machine has left: disk and memory.
 
-use super::error::{Error, Result};
 use super::forecast::Forecast;
 use crate::bundle::files;
+use crate::convert::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
 /// What there is room for, in bytes; `None` where nobody says.
@@ -34,7 +34,12 @@ impl Room {
     ///
     /// # Errors
     /// [`Error::Space`], [`Error::Memory`].
-    pub(super) fn check(&self, path: &Path, forecast: &Forecast, staged: u64) -> Result<()> {
+    pub(in crate::convert) fn check(
+        &self,
+        path: &Path,
+        forecast: &Forecast,
+        staged: u64,
+    ) -> Result<()> {
         let needed = forecast.disk.saturating_sub(staged);
         if let Some(free) = self.disk
             && free < needed
@@ -127,7 +132,7 @@ fn left(group: &Path, names: &Names) -> Option<u64> {
 }
 
 /// Bytes on the disk that would be free if `dir` went away: files with other names elsewhere do not count.
-pub(super) fn removable(dir: &Path) -> u64 {
+pub(in crate::convert) fn removable(dir: &Path) -> u64 {
     let mut seen: std::collections::BTreeMap<(u64, u64), (u64, u64, u64)> = Default::default();
     let mut open = vec![dir.to_path_buf()];
     while let Some(path) = open.pop() {

@@ -1,6 +1,6 @@
 //! Which scheme each weight gets, and how many bytes that makes. Reads no weights.
 
-use super::error::{Error, Result};
+use crate::convert::error::{Error, Result};
 use crate::gemma::ModelPlan;
 use crate::graph::{ChunkSpec, WeightBinding, chunk_weights, packages};
 use crate::mil::DType;
@@ -173,14 +173,14 @@ fn fits(binding: &WeightBinding, scheme: Scheme) -> crate::quantize::Result<()> 
 }
 
 /// Output channels of a weight, which lie along axis 0 of its shape in the graph, and values per channel.
-pub(super) fn matrix(binding: &WeightBinding) -> [usize; 2] {
+pub(in crate::convert) fn matrix(binding: &WeightBinding) -> [usize; 2] {
     match binding.konst.shape.as_slice() {
         [] => [1, 1],
         [outputs, inputs @ ..] => [*outputs, inputs.iter().product()],
     }
 }
 
-pub(super) fn package_error(package: &str, source: crate::package::Error) -> Error {
+pub(in crate::convert) fn package_error(package: &str, source: crate::package::Error) -> Error {
     Error::Package {
         package: package.to_string(),
         source: Box::new(source),

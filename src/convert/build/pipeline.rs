@@ -1,19 +1,19 @@
 //! From start to the final rename.
 
-use super::Options;
-use super::error::{Error, Result};
-use super::facts::Job;
-use super::forecast::Forecast;
 use super::journal::{Done, Journal};
 use super::lanes;
 use super::report::{Report, Stages, notes, peak_rss, totals};
-use super::room::{self, Room};
-use super::task::Task;
 use super::units::Unit;
 use crate::bundle::provenance::FileRecord;
 use crate::bundle::staging::Staging;
 use crate::bundle::{Bundle, files, layout};
 use crate::checkpoint::{Checkpoint, Tokenizer, stop_ids};
+use crate::convert::Options;
+use crate::convert::decide::facts::Job;
+use crate::convert::decide::forecast::Forecast;
+use crate::convert::decide::room::{self, Room};
+use crate::convert::decide::task::Task;
+use crate::convert::error::{Error, Result};
 use crate::failpoint;
 use crate::gemma::ModelPlan;
 use crate::progress::Progress;
@@ -154,7 +154,7 @@ pub(crate) fn thread_pool(threads: Option<usize>) -> Result<rayon::ThreadPool> {
         })
 }
 
-pub(super) fn check_token_files(checkpoint: &Checkpoint) -> Result<()> {
+pub(in crate::convert) fn check_token_files(checkpoint: &Checkpoint) -> Result<()> {
     for file in layout::HF_REQUIRED {
         if !checkpoint.dir().join(file).is_file() {
             return Err(crate::checkpoint::Error::MissingFile {
@@ -172,7 +172,7 @@ pub(super) fn check_token_files(checkpoint: &Checkpoint) -> Result<()> {
 }
 
 /// A complete bundle, still in the staging directory.
-pub(super) struct Built {
+pub(in crate::convert) struct Built {
     files: BTreeMap<String, FileRecord>,
     pub done: Vec<Done>,
     /// Units of an earlier run.
@@ -181,7 +181,7 @@ pub(super) struct Built {
     kept: Vec<String>,
 }
 
-pub(super) struct Build<'a> {
+pub(in crate::convert) struct Build<'a> {
     pub job: Job<'a>,
     pub staging: Staging,
     /// Where tensors are computed.
@@ -247,7 +247,7 @@ impl Build<'_> {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         };
-        add(super::TOOL);
+        add(crate::convert::TOOL);
         add(fingerprint);
         // The text as provenance.json keeps it, and what was made of it, overrides included.
         for recipe in std::iter::once(&task.recipe).chain(task.packages.values()) {

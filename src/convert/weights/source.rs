@@ -1,13 +1,13 @@
 //! Fills the constants of a package from the checkpoint.
 
-use super::error::Error;
 use super::input::Input;
 use super::levers::Levers;
-use super::resolve::{Resolved, matrix};
 use super::tile::{self, Buffers};
 use super::tuning::Tuning;
 use crate::bundle::provenance::TensorRecord;
 use crate::checkpoint::Checkpoint;
+use crate::convert::decide::resolve::{Resolved, matrix};
+use crate::convert::error::Error;
 use crate::mil::DeferredConst;
 use crate::package::{BoxError, ConstSource, PartSink, Storage};
 use crate::progress::Progress;
@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The weights of one package: what the writer asks for, and a record of each.
-pub(super) struct Weights<'a> {
+pub(in crate::convert) struct Weights<'a> {
     checkpoint: &'a Checkpoint,
     levers: Option<Levers<'a>>,
     palettes: Option<Arc<SharedPalettes>>,
@@ -115,7 +115,7 @@ fn record(weight: &Resolved, stats: &ErrorStats) -> TensorRecord {
 }
 
 /// A record for provenance.json; `chosen` is scheme and reason, `size` elements and bytes.
-pub(super) fn tensor_record(
+pub(in crate::convert) fn tensor_record(
     tensor: &str,
     file: &str,
     chosen: (String, String),
