@@ -3,11 +3,12 @@
 use crate::convert::error::{Error, Result};
 use crate::gemma::ModelPlan;
 use crate::graph::{ChunkSpec, WeightBinding, chunk_weights, packages};
-use crate::mil::DType;
-use crate::package::{Shards, Storage, WEIGHT_FILE_LIMIT};
+use crate::mil::{DType, DeferredConst};
+use crate::package::{BoxError, Shards, Storage, WEIGHT_FILE_LIMIT};
 use crate::quantize::sparse::kept;
 use crate::quantize::{Grouping, PaletteForm, Scheme};
 use crate::recipe::{Candidate, Recipe};
+use std::collections::BTreeMap;
 
 /// One weight of one package with the scheme it is stored in.
 #[derive(Debug, Clone)]
@@ -97,6 +98,22 @@ impl ResolvedChunk {
         let mut pairs = self.weights.iter().zip(&other.weights);
         self.weights.len() == other.weights.len()
             && pairs.all(|(a, b)| a.binding == b.binding && a.storage == b.storage)
+    }
+}
+
+/// Weights of a package by the constants that they fill.
+pub(in crate::convert) struct ByConst<'a>(BTreeMap<&'a str, &'a Resolved>);
+
+impl<'a> ByConst<'a> {
+    pub fn new(weights: &'a [Resolved]) -> Self {
+        let ids = weights.iter().map(|w| (w.binding.konst.id.as_str(), w));
+        Self(ids.collect())
+    }
+
+    /// The weight of a constant.
+    pub fn find(&self, c: &DeferredConst) -> std::result::Result<&'a Resolved, BoxError> {
+        let found = self.0.get(c.id.as_str()).copied();
+        found.ok_or_else(|| format!("constant {} has no tensor", c.id).into())
     }
 }
 

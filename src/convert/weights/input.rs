@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 /// Factors on the rows and columns of a matrix; none where `None`.
 #[derive(Debug, Clone, Default)]
-pub(in crate::convert) struct Factors {
+pub(super) struct Factors {
     /// One per row.
     pub rows: Option<Arc<[f32]>>,
     /// One per column.
@@ -17,7 +17,7 @@ pub(in crate::convert) struct Factors {
 
 /// A matrix of the checkpoint times its factors.
 #[derive(Debug, Clone)]
-pub(in crate::convert) struct Input<'a> {
+pub(super) struct Input<'a> {
     pub view: TensorView<'a>,
     /// Length of a row.
     pub inputs: usize,

@@ -4,8 +4,9 @@ use super::input::{Factors, Input};
 use super::tuning::Tuning;
 use crate::calibrate::Stats;
 use crate::checkpoint::Checkpoint;
-use crate::convert::decide::resolve::{Resolved, matrix};
+use crate::convert::decide::{Resolved, matrix};
 use crate::convert::error::{Error, Result};
+use crate::convert::limits::TILE;
 use crate::gemma::{Fold, LayerPlan, ModelPlan};
 use crate::quantize::fold::{CANDIDATES, factors};
 use crate::quantize::{Grouping, Moments, PaletteForm, Scheme, Scratch};
@@ -83,7 +84,7 @@ impl<'a> Levers<'a> {
     }
 
     /// The factors of a tensor and the tuning of its palettes.
-    pub fn of(&mut self, weight: &Resolved) -> Result<(Factors, Tuning)> {
+    pub(super) fn of(&mut self, weight: &Resolved) -> Result<(Factors, Tuning)> {
         let tensor = &weight.binding.tensor;
         let plan = self.plan;
         let layer = plan.layers.iter().find(|l| tensor.starts_with(&l.prefix()));
@@ -331,7 +332,7 @@ impl<'a> Levers<'a> {
         };
         let per_group = match group {
             Grouping::Channels(n) => n,
-            Grouping::Tensor => rows.min(super::tile::TILE.div_ceil(inputs)),
+            Grouping::Tensor => rows.min(TILE.div_ceil(inputs)),
         };
         let groups = rows / per_group.max(1);
         let judged = groups.min(JUDGED_GROUPS);

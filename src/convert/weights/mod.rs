@@ -1,9 +1,17 @@
-//! One weight, from the memory map to the blob.
+//! One weight: from the memory map through its folds and its quantizer to the parts of its blob, in tiles of whole groups.
+//!
+//! Uses [`super::decide`], and the files beside it. Knows packages only as a sink of parts.
 
-pub(super) mod forms;
-pub(super) mod input;
-pub(super) mod levers;
-pub(super) mod measure;
-pub(super) mod source;
-pub(super) mod tile;
-pub(super) mod tuning;
+mod forms;
+mod input;
+mod levers;
+mod measure;
+mod source;
+mod stream;
+mod tile;
+mod tuning;
+
+pub(super) use levers::Levers;
+pub(crate) use measure::{Measured, Measurer, scalar_group};
+pub(super) use source::Weights;
+pub(super) use tile::little_endian;

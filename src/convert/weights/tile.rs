@@ -1,33 +1,31 @@
-//! Streams one weight from the checkpoint through a quantizer, a tile of whole groups at a time.
+//! Takes one weight from the checkpoint through a quantizer, a tile of whole groups at a time.
 //!
 //! Groups of a tile are worked on in parallel; what comes out is written, and errors are summed, in their order, so the
 //! result does not depend on the number of threads.
 
 use super::input::Input;
 use super::tuning::Tuning;
-use crate::convert::decide::resolve::{Resolved, matrix};
 use crate::convert::error::{Error, Result};
+use crate::convert::limits::TILE;
 use crate::package::Part;
 use crate::progress::Progress;
 use crate::quantize::linear::{add_errors, quantize_int4_block, quantize_int8_channel};
-use crate::quantize::{BitPacker, ErrorStats, GroupResult, Grouping, PaletteForm, Scheme, Scratch};
+use crate::quantize::{BitPacker, ErrorStats, GroupResult, Scratch};
 use half::f16;
 use rayon::prelude::*;
 use std::sync::Mutex;
 
-/// Values of a tensor in memory at a time. With 4 bytes of f32, 2 of fp16 and 1 of index each, a tile is 14 MB.
-pub(in crate::convert) const TILE: usize = 1 << 21;
 /// Values one task works on where there are no groups.
-pub(in crate::convert) const STRIP: usize = 1 << 16;
+pub(super) const STRIP: usize = 1 << 16;
 
 /// Why a stream stopped: an [`Error`] of ours or the sink's I/O error.
-pub(in crate::convert) type Stopped = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type Stopped = Box<dyn std::error::Error + Send + Sync>;
 /// Takes the bytes of a part.
-pub(in crate::convert) type Sink<'a> = &'a mut dyn FnMut(Part, &[u8]) -> std::io::Result<()>;
+pub(super) type Sink<'a> = &'a mut dyn FnMut(Part, &[u8]) -> std::io::Result<()>;
 
 /// Buffers that are kept from tensor to tensor.
 #[derive(Default)]
-pub(in crate::convert) struct Buffers {
+pub(super) struct Buffers {
     floats: Vec<f32>,
     pub values: Vec<f16>,
     pub codes: Vec<u8>,
@@ -37,7 +35,7 @@ pub(in crate::convert) struct Buffers {
 
 /// Palettizer buffers, one per task at work.
 #[derive(Default)]
-pub(in crate::convert) struct Pool(Mutex<Vec<Scratch>>);
+pub(super) struct Pool(Mutex<Vec<Scratch>>);
 
 impl Pool {
     pub fn with<T>(&self, work: impl FnOnce(&mut Scratch) -> T) -> T {
@@ -51,51 +49,8 @@ impl Pool {
     }
 }
 
-/// Streams `input` in the scheme that `resolved` names; returns the error against the checkpoint's values (fp16) or
-/// against the values rounded to fp16 (the other schemes).
-pub(in crate::convert) fn stream(
-    input: &Input<'_>,
-    resolved: &Resolved,
-    tuning: &Tuning,
-    buffers: &mut Buffers,
-    progress: &dyn Progress,
-    sink: Sink<'_>,
-) -> std::result::Result<ErrorStats, Stopped> {
-    let [outputs, inputs] = matrix(&resolved.binding);
-    let mut job = Job {
-        input,
-        tuning,
-        buffers,
-        progress,
-        sink,
-    };
-    match resolved.scheme {
-        Scheme::Fp16 => job.fp16(),
-        Scheme::Palette { nbits, group, form } => {
-            let length = match group {
-                Grouping::Tensor => outputs * inputs,
-                Grouping::Channels(n) => n * inputs,
-            };
-            match form {
-                PaletteForm::Scalar if length > TILE => job.large_groups(nbits, length),
-                PaletteForm::Scalar => job.groups(nbits, length),
-                PaletteForm::Vector(size) if length > TILE => {
-                    job.large_vector_groups((nbits, size), length, inputs)
-                }
-                PaletteForm::Vector(size) => job.vector_groups((nbits, size), length, inputs),
-                PaletteForm::Sparse(percent) if length > TILE => {
-                    job.large_sparse_groups((nbits, percent), length)
-                }
-                PaletteForm::Sparse(percent) => job.sparse_groups((nbits, percent), length),
-                PaletteForm::Lut8 => job.scaled_groups(nbits, length),
-            }
-        }
-        Scheme::Int8Channel => job.linear(8, inputs, inputs),
-        Scheme::Int4Block(block) => job.linear(4, inputs, block),
-    }
-}
-
-pub(in crate::convert) struct Job<'a> {
+/// One weight on its way: what it is read from, and where its bytes go.
+pub(super) struct Tiler<'a> {
     pub input: &'a Input<'a>,
     pub tuning: &'a Tuning,
     pub buffers: &'a mut Buffers,
@@ -103,7 +58,7 @@ pub(in crate::convert) struct Job<'a> {
     pub sink: Sink<'a>,
 }
 
-impl Job<'_> {
+impl Tiler<'_> {
     /// Ranges of at most a tile, each whole multiples of `unit` values. The next tile is read from the disk meanwhile.
     pub fn tiles<'v>(&self, unit: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<'v>
     where
@@ -114,7 +69,8 @@ impl Job<'_> {
             .inspect(move |tile| view.prefetch(tile.end..tile.end + tile.len()))
     }
 
-    fn fp16(&mut self) -> std::result::Result<ErrorStats, Stopped> {
+    /// Values as they are, rounded to fp16.
+    pub fn fp16(&mut self) -> std::result::Result<ErrorStats, Stopped> {
         let mut total = ErrorStats::default();
         for tile in self.tiles(STRIP) {
             let Buffers {
@@ -260,7 +216,7 @@ impl Job<'_> {
     }
 
     /// Symmetric integers of 8 or 4 bits, one scale for every `block` values of a row of `inputs`.
-    fn linear(
+    pub fn linear(
         &mut self,
         nbits: u8,
         inputs: usize,
@@ -363,11 +319,7 @@ impl Job<'_> {
     }
 }
 
-pub(in crate::convert) fn failed(
-    input: &Input<'_>,
-    start: usize,
-    source: crate::quantize::Error,
-) -> Error {
+pub(super) fn failed(input: &Input<'_>, start: usize, source: crate::quantize::Error) -> Error {
     Error::Quantize {
         tensor: input.view.name.to_string(),
         start,
@@ -376,7 +328,7 @@ pub(in crate::convert) fn failed(
 }
 
 /// The tiles of one large group, each whole multiples of `unit` values.
-pub(in crate::convert) fn within(
+pub(super) fn within(
     group: &std::ops::Range<usize>,
     unit: usize,
 ) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {

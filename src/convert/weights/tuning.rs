@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 /// How the palettes of a tensor are fitted and its indices chosen. The default is by the weights alone.
 #[derive(Debug, Clone, Default)]
-pub(in crate::convert) struct Tuning {
+pub(super) struct Tuning {
     /// Importance of each input.
     pub inputs: Option<Arc<[f32]>>,
     /// Importance of each row.

@@ -25,14 +25,14 @@ struct Head {
 
 /// A finished unit: its files are in place, with this content.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(in crate::convert) struct Done {
+pub(super) struct Done {
     pub unit: String,
     pub files: BTreeMap<String, FileRecord>,
     pub tensors: Vec<TensorRecord>,
 }
 
 #[derive(Debug)]
-pub(in crate::convert) struct Journal {
+pub(super) struct Journal {
     path: PathBuf,
     file: File,
     done: Vec<Done>,

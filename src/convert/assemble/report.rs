@@ -2,7 +2,7 @@
 
 use super::journal::Done;
 use crate::bundle::provenance::{FileRecord, TensorRecord};
-use crate::package::{LARGE_WEIGHT_FILE, WEIGHTS_DIR};
+use crate::convert::forecast::{SchemeTotal, note};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -38,17 +38,6 @@ pub struct Report {
     pub peak_rss: Option<u64>,
 }
 
-/// Tensors stored in one scheme.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct SchemeTotal {
-    /// Tensors.
-    pub tensors: usize,
-    /// Values.
-    pub elements: u64,
-    /// Bytes, before sharing.
-    pub bytes: u64,
-}
-
 /// How long a stage took.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StageTime {
@@ -60,7 +49,7 @@ pub struct StageTime {
 
 /// Measures stages, several at a time.
 #[derive(Debug, Default)]
-pub(in crate::convert) struct Stages(Mutex<Vec<StageTime>>);
+pub(super) struct Stages(Mutex<Vec<StageTime>>);
 
 impl Stages {
     /// Runs `work` and notes how long it took.
@@ -83,7 +72,7 @@ impl Stages {
 }
 
 /// Totals per scheme over all units.
-pub(in crate::convert) fn totals(done: &[&Done]) -> BTreeMap<String, SchemeTotal> {
+pub(super) fn totals(done: &[&Done]) -> BTreeMap<String, SchemeTotal> {
     let mut totals: BTreeMap<String, SchemeTotal> = BTreeMap::new();
     for t in done.iter().flat_map(|d| &d.tensors) {
         let total = totals.entry(t.scheme.clone()).or_default();
@@ -94,27 +83,16 @@ pub(in crate::convert) fn totals(done: &[&Done]) -> BTreeMap<String, SchemeTotal
     totals
 }
 
-/// A note for each weight file of more than [`LARGE_WEIGHT_FILE`] bytes.
-pub(in crate::convert) fn notes(files: &BTreeMap<String, FileRecord>) -> Vec<String> {
+/// A note for each weight file of more than [`crate::package::LARGE_WEIGHT_FILE`] bytes.
+pub(super) fn notes(files: &BTreeMap<String, FileRecord>) -> Vec<String> {
     let sizes = files.iter().map(|(name, file)| (name.as_str(), file.bytes));
     sizes
         .filter_map(|(name, bytes)| note(name, bytes))
         .collect()
 }
 
-/// What there is to say of a file of so many bytes.
-pub(in crate::convert) fn note(file: &str, bytes: u64) -> Option<String> {
-    let weights = file.contains(WEIGHTS_DIR);
-    (weights && bytes > LARGE_WEIGHT_FILE).then(|| {
-        format!(
-            "{file}: {bytes} bytes: over {LARGE_WEIGHT_FILE} some devices leave the Neural Engine; more chunks or fewer bits \
-             make it smaller"
-        )
-    })
-}
-
 /// Peak resident size in bytes (`VmHWM`, Linux only).
-pub(in crate::convert) fn peak_rss() -> Option<u64> {
+pub(super) fn peak_rss() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
     line.trim()
@@ -128,6 +106,7 @@ pub(in crate::convert) fn peak_rss() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::package::{LARGE_WEIGHT_FILE, WEIGHTS_DIR};
 
     #[test]
     fn large_weight_files_are_noted() {

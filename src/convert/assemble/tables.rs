@@ -2,11 +2,12 @@
 
 use crate::bundle::error::{at, writing};
 use crate::bundle::provenance::TensorRecord;
-use crate::bundle::{RowFormat, layout, npy};
+use crate::bundle::{layout, npy};
 use crate::checkpoint::{Checkpoint, TensorView};
+use crate::convert::decide::{TableSpec, tensor_record};
 use crate::convert::error::{Error, Result};
-use crate::convert::weights::source::tensor_record;
-use crate::convert::weights::tile::{TILE, little_endian};
+use crate::convert::limits::TILE;
+use crate::convert::weights::little_endian;
 use crate::failpoint;
 use crate::gemma::rope::{RopeSpec, rows_of};
 use crate::package::SteadyFile;
@@ -23,47 +24,8 @@ use std::path::Path;
 /// Rows of a RoPE table in memory at a time.
 const ROPE_ROWS: usize = 256;
 
-/// A row table to be written.
-#[derive(Debug, Clone)]
-pub(in crate::convert) struct TableSpec {
-    /// Checkpoint name without prefix.
-    pub tensor: &'static str,
-    /// Stem of the files.
-    pub stem: &'static str,
-    pub rows: usize,
-    pub dim: usize,
-    pub scheme: TableScheme,
-    /// What readers multiply a row by.
-    pub factor: f64,
-}
-
-impl TableSpec {
-    pub fn format(&self) -> RowFormat {
-        row_format(self.scheme)
-    }
-
-    /// Bytes of data and scales.
-    pub fn bytes(&self) -> u64 {
-        let scales = if self.format() == RowFormat::Fp16 {
-            0
-        } else {
-            2
-        };
-        self.rows as u64 * (self.format().row_bytes(self.dim) as u64 + scales)
-    }
-}
-
-/// The bundle's name for a table scheme.
-pub(in crate::convert) fn row_format(scheme: TableScheme) -> RowFormat {
-    match scheme {
-        TableScheme::RowsInt8 => RowFormat::Int8,
-        TableScheme::RowsInt4 => RowFormat::Int4,
-        TableScheme::RowsFp16 => RowFormat::Fp16,
-    }
-}
-
 /// Writes a row table into `dir`, a tile of rows at a time.
-pub(in crate::convert) fn write_table(
+pub(super) fn write_table(
     dir: &Path,
     spec: &TableSpec,
     checkpoint: &Checkpoint,
@@ -179,7 +141,7 @@ fn check_range(spec: &TableSpec, row: usize, exact: &[f32], scale: f16) -> Resul
 }
 
 /// Writes a tensor as fp16 values.
-pub(in crate::convert) fn write_fp16(
+pub(super) fn write_fp16(
     path: &Path,
     view: &TensorView<'_>,
     progress: &dyn Progress,
@@ -205,7 +167,7 @@ pub(in crate::convert) fn write_fp16(
 }
 
 /// Writes a small tensor as fp32 values.
-pub(in crate::convert) fn write_fp32(
+pub(super) fn write_fp32(
     path: &Path,
     view: &TensorView<'_>,
     progress: &dyn Progress,
@@ -219,7 +181,7 @@ pub(in crate::convert) fn write_fp32(
 }
 
 /// Writes the four RoPE tables, `rows` positions each, [`ROPE_ROWS`] at a time.
-pub(in crate::convert) fn write_rope(
+pub(super) fn write_rope(
     dir: &Path,
     sliding: &RopeSpec,
     full: &RopeSpec,
@@ -257,7 +219,7 @@ fn rope_table(
 }
 
 /// Copies tokenizer files into `hf_model/` below `dir`.
-pub(in crate::convert) fn copy_token_files(dir: &Path, checkpoint: &Checkpoint) -> Result<()> {
+pub(super) fn copy_token_files(dir: &Path, checkpoint: &Checkpoint) -> Result<()> {
     let target = dir.join(layout::HF_DIR);
     std::fs::create_dir_all(&target).map_err(writing(&target))?;
     for path in checkpoint.token_files() {

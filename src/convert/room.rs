@@ -1,8 +1,7 @@
 //! What the machine has left: disk and memory.
 
-use super::forecast::Forecast;
+use super::error::{Error, Result};
 use crate::bundle::files;
-use crate::convert::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
 /// What there is room for, in bytes; `None` where nobody says.
@@ -29,30 +28,21 @@ impl Room {
         }
     }
 
-    /// Refuses what will not fit. `staged` are bytes that an earlier run left beside the output: they are used again or make
-    /// room.
+    /// Refuses what will not fit: an output at `path` that needs these bytes of disk and of memory.
     ///
     /// # Errors
     /// [`Error::Space`], [`Error::Memory`].
-    pub(in crate::convert) fn check(
-        &self,
-        path: &Path,
-        forecast: &Forecast,
-        staged: u64,
-    ) -> Result<()> {
-        let needed = forecast.disk.saturating_sub(staged);
-        if let Some(free) = self.disk
-            && free < needed
-        {
-            let path = path.to_path_buf();
-            return Err(Error::Space { path, needed, free });
-        }
-        match self.memory {
-            Some(free) if free < forecast.memory => Err(Error::Memory {
-                path: path.to_path_buf(),
-                needed: forecast.memory,
-                free,
-            }),
+    pub(super) fn check(&self, path: &Path, disk: u64, memory: u64) -> Result<()> {
+        let path = path.to_path_buf();
+        match (self.disk, self.memory) {
+            (Some(free), _) if free < disk => {
+                let needed = disk;
+                Err(Error::Space { path, needed, free })
+            }
+            (_, Some(free)) if free < memory => {
+                let needed = memory;
+                Err(Error::Memory { path, needed, free })
+            }
             _ => Ok(()),
         }
     }
@@ -132,7 +122,7 @@ fn left(group: &Path, names: &Names) -> Option<u64> {
 }
 
 /// Bytes on the disk that would be free if `dir` went away: files with other names elsewhere do not count.
-pub(in crate::convert) fn removable(dir: &Path) -> u64 {
+pub(super) fn removable(dir: &Path) -> u64 {
     let mut seen: std::collections::BTreeMap<(u64, u64), (u64, u64, u64)> = Default::default();
     let mut open = vec![dir.to_path_buf()];
     while let Some(path) = open.pop() {

@@ -1,15 +1,11 @@
 //! What a conversion takes: disk, memory, time. Disk is counted; memory and time are models with measured constants.
 
-use super::facts::Job;
-use super::forecast::FileForecast;
-use super::resolve::{Resolved, matrix};
-use crate::convert::build::lanes::LANES;
-use crate::convert::build::units::{Origin, Unit};
-use crate::convert::weights::tile::TILE;
+use super::types::{FileForecast, Time};
+use crate::convert::decide::{Job, Origin, Resolved, Unit, matrix};
+use crate::convert::limits::{LANES, TILE};
 use crate::package::{MODEL_PATH, Part};
 use crate::quantize::{Grouping, PaletteForm, Scheme, TableScheme};
 use crate::recipe::QuantRules;
-use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// Files take whole blocks of this many bytes on common file systems.
@@ -42,17 +38,6 @@ const PROGRAM_OP: u64 = 4096;
 /// The same for each byte of its `model.mlmodel`, which may hold large constants.
 const PROGRAM_BYTE: u64 = 3;
 
-/// Time that a conversion is expected to take.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Time {
-    /// Seconds.
-    pub seconds: f64,
-    /// Threads that they are counted for.
-    pub threads: usize,
-    /// Values of weights and tables that are quantized.
-    pub values: u64,
-}
-
 /// Bytes a second and thread of the checkpoint that are hashed.
 const HASHED: f64 = 1.2e9;
 /// Bytes a second and thread that are written, and hashed for `provenance.json`.
@@ -61,19 +46,19 @@ const WRITTEN: f64 = 0.5e9;
 const STORED: f64 = 0.45e9;
 
 /// Threads of a conversion: one per core when `None`.
-pub(in crate::convert) fn threads(asked: Option<usize>) -> usize {
+pub(super) fn threads(asked: Option<usize>) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     asked.filter(|n| *n > 0).unwrap_or_else(cores)
 }
 
 /// Free bytes that files of these sizes need, in whole blocks, and the staging directory beside them.
-pub(in crate::convert) fn disk(sizes: impl Iterator<Item = u64>) -> u64 {
+pub(super) fn disk(sizes: impl Iterator<Item = u64>) -> u64 {
     let blocks = |bytes: u64| bytes.checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX);
     sizes.fold(STAGING, |sum, bytes| sum.saturating_add(blocks(bytes)))
 }
 
 /// Most anonymous bytes at any time; `ops` is the number of ops of each package that is written.
-pub(in crate::convert) fn memory(
+pub(super) fn memory(
     job: &Job<'_>,
     units: &[(String, Unit<'_>)],
     files: &BTreeMap<String, FileForecast>,
@@ -154,7 +139,7 @@ fn package(job: &Job<'_>, name: &str, weights: &[Resolved], threads: usize) -> u
 }
 
 /// An estimate of the time, from values by scheme and bytes.
-pub(in crate::convert) fn time(
+pub(super) fn time(
     job: &Job<'_>,
     units: &[(String, Unit<'_>)],
     written: u64,

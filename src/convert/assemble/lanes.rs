@@ -1,19 +1,17 @@
 //! Units built side by side: while one is brought to the disk and hashed, another is computed.
 
 use super::journal::{Done, Journal};
-use super::pipeline::Build;
-use super::units::Unit;
+use super::work::Build;
 use crate::bundle::error::writing;
 use crate::bundle::files;
-use crate::convert::error::Result;
+use crate::convert::decide::Unit;
+use crate::convert::error::{Error, Result};
+use crate::convert::limits::LANES;
 use crate::failpoint;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
-
-/// Units built at a time. Each has a tile and a palettizer's buffers per thread in memory.
-pub(in crate::convert) const LANES: usize = 2;
 
 /// A unit and its name.
 type Named<'u, 'a> = &'u (String, Unit<'a>);
@@ -24,13 +22,13 @@ struct Shared<'u, 'a> {
     left: Vec<Named<'u, 'a>>,
     journal: Journal,
     /// The first failure; no unit is begun after it.
-    failed: Option<crate::convert::Error>,
+    failed: Option<Error>,
 }
 
 impl<'a> Build<'a> {
     /// Builds every unit that is not `resumed` into `content`, each recorded in the journal as soon as it is on the disk.
     /// Units over the weights of others come after those.
-    pub(in crate::convert) fn build_all(
+    pub(super) fn build_all(
         &self,
         units: &[(String, Unit<'a>)],
         resumed: &[String],
@@ -139,7 +137,7 @@ fn take<'u, 'a>(shared: &Mutex<Shared<'u, 'a>>) -> Option<Named<'u, 'a>> {
 }
 
 /// Removes what an earlier run left of units it did not finish.
-pub(in crate::convert) fn clear(content: &Path) -> Result<()> {
+pub(super) fn clear(content: &Path) -> Result<()> {
     for lane in 0..LANES {
         files::remove(&content.with_file_name(aside(lane)))?;
     }
