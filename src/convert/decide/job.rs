@@ -73,7 +73,7 @@ impl TableSpec {
 }
 
 /// The bundle's name for a table scheme.
-pub(in crate::convert) fn row_format(scheme: TableScheme) -> RowFormat {
+pub(super) fn row_format(scheme: TableScheme) -> RowFormat {
     match scheme {
         TableScheme::RowsInt8 => RowFormat::Int8,
         TableScheme::RowsInt4 => RowFormat::Int4,
