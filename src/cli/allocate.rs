@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use super::Threads;
 use super::console::{Console, human_bytes, table};
-use super::convert::with_fault;
+use super::conversion::with_fault;
 use super::failure::{Code, Failure, OrFail, Result};
 use super::recipes::load_recipe;
 use super::source::{encode, open_model, read_text};

@@ -9,6 +9,7 @@ mod calibrate;
 mod compile;
 mod completions;
 mod console;
+mod conversion;
 mod convert;
 mod decode;
 pub mod failure;

@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use super::console::Console;
 use super::failure::{Code, Failure, OrFail, Result};
 use crate::bundle::Bundle;
+use crate::calibrate::Stats;
 use crate::checkpoint::{self, ChatTemplate, Checkpoint, Message, Tokenizer};
 use crate::evaluate::{ExactRows, RowSource};
 use crate::runtime::Precision;
@@ -88,6 +89,12 @@ pub fn open_model(model: &str, console: &Console) -> Result<Checkpoint> {
         passed.vision, passed.audio, passed.shared_kv, passed.other
     ));
     Ok(checkpoint)
+}
+
+/// The statistics named, if any.
+pub fn open_calibration(path: Option<&Path>) -> Result<Option<Arc<Stats>>> {
+    path.map(|path| Stats::open(path).map(Arc::new).or_invalid())
+        .transpose()
 }
 
 /// The hub id that a model argument stands for: its own, or that of a snapshot in the hub's cache

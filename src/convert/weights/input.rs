@@ -1,7 +1,7 @@
 //! A tensor as the quantizers are to see it: read from the checkpoint, with the factors of its folds.
 
-use super::error::{Error, Result};
 use crate::checkpoint::TensorView;
+use crate::convert::error::{Error, Result};
 use half::f16;
 use std::ops::Range;
 use std::sync::Arc;

@@ -1,21 +1,21 @@
 //! What a conversion makes, and what it keeps of a bundle that is there.
 
-use super::Options;
 use super::activations;
-use super::error::{Error, Result};
-use super::facts::recipe_record;
+use super::base::Base;
 use super::resolve::{ResolvedChunk, resolve};
-use crate::bundle::error::{at, writing};
-use crate::bundle::provenance::{RecipeRecord, TensorRecord};
-use crate::bundle::{BundleConfig, Provenance, files, layout};
+use crate::bundle::provenance::RecipeRecord;
+use crate::bundle::{files, layout};
 use crate::calibrate::Stats;
+use crate::checkpoint::{Checkpoint, Tokenizer, stop_ids};
+use crate::convert::error::{Error, Result};
+use crate::convert::options::Options;
 use crate::gemma::ModelPlan;
-use crate::package::link_or_copy;
 use crate::quantize::SharedPalettes;
 use crate::recipe::Recipe;
+use half::f16;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Name in `model_config.json` when the caller gives none.
@@ -23,7 +23,7 @@ const MODEL_ID: &str = "gemma4";
 
 /// Everything that decides a bundle beside the checkpoint.
 #[derive(Debug)]
-pub(super) struct Task {
+pub(in crate::convert) struct Task {
     /// The bundle's recipe.
     pub recipe: Recipe,
     /// Recipes of packages that have another one, by package (`chunk4`).
@@ -177,19 +177,77 @@ impl Task {
         }
         let written = |c: &&ResolvedChunk| self.only.as_ref().is_none_or(|o| *o == c.spec.name);
         for chunk in self.chunks.iter().filter(written) {
-            activations::scales(self, chunk)?;
+            self.activation_scales(chunk)?;
         }
         Ok(())
     }
 
+    /// The scale of the input of every linear layer of a package whose weight is quantized, by tensor; none where the recipe
+    /// leaves activations as they are.
+    pub fn activation_scales(&self, chunk: &ResolvedChunk) -> Result<BTreeMap<String, f16>> {
+        let recipe = self.recipe_of(&chunk.spec.name);
+        let Some(activations) = &recipe.quantize.activations else {
+            return Ok(BTreeMap::new());
+        };
+        let Some(stats) = &self.calibration else {
+            return Err(Error::NoCalibration {
+                recipe: recipe.name.clone(),
+                key: "activations",
+            });
+        };
+        let record = self.record_of(&chunk.spec.name);
+        if let (Some(base), Some(sha256)) = (&self.base, &record.calibration)
+            && sha256 != stats.sha256()
+        {
+            let given = stats.sha256().to_string();
+            return Err(base.other("calibration", given, sha256.clone()));
+        }
+        activations::scales(chunk, activations, stats)
+    }
+
     /// The recipe of a package as `provenance.json` keeps it.
-    pub fn record_of(&self, package: &str) -> &RecipeRecord {
+    fn record_of(&self, package: &str) -> &RecipeRecord {
         self.records.get(package).unwrap_or(&self.record)
     }
 
     /// The recipe of a package.
     pub fn recipe_of(&self, package: &str) -> &Recipe {
         self.packages.get(package).unwrap_or(&self.recipe)
+    }
+}
+
+/// The plan of a checkpoint that has all that a bundle takes from it.
+pub(in crate::convert) fn checked_plan(checkpoint: &Checkpoint) -> Result<ModelPlan> {
+    let plan = ModelPlan::new(checkpoint.config())?;
+    plan.check(checkpoint)?;
+    check_token_files(checkpoint)?;
+    Ok(plan)
+}
+
+fn check_token_files(checkpoint: &Checkpoint) -> Result<()> {
+    for file in layout::HF_REQUIRED {
+        if !checkpoint.dir().join(file).is_file() {
+            return Err(crate::checkpoint::Error::MissingFile {
+                dir: checkpoint.dir().to_path_buf(),
+                file: file.to_string(),
+                hint: "the device's tokenizer needs it; download the whole snapshot".to_string(),
+            }
+            .into());
+        }
+    }
+    // What `decode` opens must open. A chat template is for the host alone, and may use what only Python's jinja knows.
+    Tokenizer::open(checkpoint.dir())?;
+    stop_ids(checkpoint.dir())?;
+    Ok(())
+}
+
+/// A recipe as `provenance.json` keeps it, with the statistics that it is applied with.
+fn recipe_record(recipe: &Recipe, calibration: Option<&Stats>) -> RecipeRecord {
+    let used = calibration.filter(|_| recipe.quantize.calibrated_by().is_some());
+    RecipeRecord {
+        name: recipe.name.clone(),
+        text: recipe.source.clone(),
+        calibration: used.map(|stats| stats.sha256().to_string()),
     }
 }
 
@@ -290,106 +348,4 @@ fn describe(recipe: &RecipeRecord) -> String {
             format!("{name} (text {}, calibration {sha})", &hash[..12])
         }
     }
-}
-
-/// The recipe that the bundle in `dir` was made with, rules that were added included.
-///
-/// # Errors
-/// There is no bundle, or its recipe is not one that this version reads.
-pub fn bundle_recipe(dir: &Path) -> Result<Recipe> {
-    let record = Provenance::read(dir)?.recipe;
-    Ok(parse(&record)?)
-}
-
-fn parse(record: &RecipeRecord) -> crate::recipe::Result<Recipe> {
-    Recipe::parse(
-        &format!("{}, recipe {}", layout::PROVENANCE, record.name),
-        &record.text,
-    )
-}
-
-/// A bundle of which parts are kept. Each file is compared with what its provenance says when it is taken over.
-#[derive(Debug)]
-pub(super) struct Base {
-    pub dir: PathBuf,
-    pub config: BundleConfig,
-    pub provenance: Provenance,
-    recipe: Recipe,
-    packages: BTreeMap<String, Recipe>,
-}
-
-impl Base {
-    fn read(dir: &Path) -> Result<Self> {
-        let provenance = Provenance::read(dir)?;
-        let packages = provenance.packages.iter();
-        Ok(Self {
-            dir: dir.to_path_buf(),
-            config: BundleConfig::read(dir)?,
-            recipe: parse(&provenance.recipe)?,
-            packages: packages
-                .map(|(name, record)| Ok((name.clone(), parse(record)?)))
-                .collect::<Result<_>>()?,
-            provenance,
-        })
-    }
-
-    pub fn other(&self, what: &'static str, expected: String, got: String) -> Error {
-        Error::OtherBundle {
-            path: self.dir.clone(),
-            what,
-            expected,
-            got,
-        }
-    }
-
-    /// Another version may write other bytes.
-    fn check_tool(&self) -> Result<()> {
-        let tool = &self.provenance.tool;
-        let got = format!("{} {}", tool.name, tool.version);
-        match super::TOOL == got {
-            true => Ok(()),
-            false => Err(self.other("tool", super::TOOL.to_string(), got)),
-        }
-    }
-
-    /// Whether the bundle was made from this checkpoint.
-    pub fn check_checkpoint(&self, fingerprint: &str) -> Result<()> {
-        let got = &self.provenance.checkpoint.sha256;
-        match got == fingerprint {
-            true => Ok(()),
-            false => Err(self.other("checkpoint", fingerprint.to_string(), got.clone())),
-        }
-    }
-
-    /// Takes the bundle's files below these first path components over into `dir`.
-    pub fn take(&self, tops: &[String], dir: &Path) -> Result<()> {
-        for file in self.provenance.files.keys().filter(|f| below(f, tops)) {
-            let (from, to) = (self.dir.join(file), dir.join(file));
-            if !from.is_file() {
-                return Err(at(&from)(std::io::ErrorKind::NotFound.into()).into());
-            }
-            if let Some(parent) = to.parent() {
-                std::fs::create_dir_all(parent).map_err(writing(parent))?;
-            }
-            link_or_copy(&from, &to).map_err(writing(&to))?;
-        }
-        Ok(())
-    }
-
-    /// The bundle's files below these first path components, with their bytes.
-    pub fn sizes(&self, tops: &[String]) -> Vec<(String, u64)> {
-        let files = self.provenance.files.iter().filter(|(f, _)| below(f, tops));
-        files.map(|(f, record)| (f.clone(), record.bytes)).collect()
-    }
-
-    /// The records of the tensors in these files or packages.
-    pub fn tensors(&self, tops: &[String]) -> Vec<TensorRecord> {
-        let tensors = self.provenance.tensors.iter();
-        tensors.filter(|t| below(&t.file, tops)).cloned().collect()
-    }
-}
-
-fn below(file: &str, tops: &[String]) -> bool {
-    let top = file.split('/').next().unwrap_or(file);
-    tops.iter().any(|t| t == top)
 }

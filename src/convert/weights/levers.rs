@@ -1,11 +1,12 @@
 //! From the statistics of a calibration to what is done with each tensor: folds, importance, compensation.
 
-use super::error::{Error, Result};
 use super::input::{Factors, Input};
-use super::resolve::{Resolved, matrix};
 use super::tuning::Tuning;
 use crate::calibrate::Stats;
 use crate::checkpoint::Checkpoint;
+use crate::convert::decide::{Resolved, matrix};
+use crate::convert::error::{Error, Result};
+use crate::convert::limits::TILE;
 use crate::gemma::{Fold, LayerPlan, ModelPlan};
 use crate::quantize::fold::{CANDIDATES, factors};
 use crate::quantize::{Grouping, Moments, PaletteForm, Scheme, Scratch};
@@ -19,7 +20,7 @@ use std::sync::Arc;
 const JUDGED_GROUPS: usize = 16;
 
 /// What a recipe asks of the statistics, for the tensors of a package in their order.
-pub(super) struct Levers<'a> {
+pub(in crate::convert) struct Levers<'a> {
     pub checkpoint: &'a Checkpoint,
     pub plan: &'a ModelPlan,
     pub rules: &'a QuantRules,
@@ -83,7 +84,7 @@ impl<'a> Levers<'a> {
     }
 
     /// The factors of a tensor and the tuning of its palettes.
-    pub fn of(&mut self, weight: &Resolved) -> Result<(Factors, Tuning)> {
+    pub(super) fn of(&mut self, weight: &Resolved) -> Result<(Factors, Tuning)> {
         let tensor = &weight.binding.tensor;
         let plan = self.plan;
         let layer = plan.layers.iter().find(|l| tensor.starts_with(&l.prefix()));
@@ -331,7 +332,7 @@ impl<'a> Levers<'a> {
         };
         let per_group = match group {
             Grouping::Channels(n) => n,
-            Grouping::Tensor => rows.min(super::tile::TILE.div_ceil(inputs)),
+            Grouping::Tensor => rows.min(TILE.div_ceil(inputs)),
         };
         let groups = rows / per_group.max(1);
         let judged = groups.min(JUDGED_GROUPS);

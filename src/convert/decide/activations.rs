@@ -1,38 +1,22 @@
 //! Scales of quantized activations, from the statistics that a conversion is given.
 
-use std::collections::BTreeMap;
-
-use half::f16;
-
-use super::error::{Error, Result};
 use super::resolve::ResolvedChunk;
-use super::task::Task;
+use crate::calibrate::Stats;
+use crate::convert::error::{Error, Result};
 use crate::quantize::Scheme;
-use crate::recipe::Recipe;
+use crate::recipe::Activations;
+use half::f16;
+use std::collections::BTreeMap;
 
 /// Largest int8 value of a symmetric range, as coremltools' `linear_symmetric` has it: -128 is not used.
 const LARGEST: f32 = 127.0;
 
-/// The scale of the input of every linear layer of a package whose weight is quantized, by tensor; none where the recipe
-/// leaves activations as they are.
-pub(super) fn scales(task: &Task, chunk: &ResolvedChunk) -> Result<BTreeMap<String, f16>> {
-    let recipe: &Recipe = task.recipe_of(&chunk.spec.name);
-    let Some(activations) = &recipe.quantize.activations else {
-        return Ok(BTreeMap::new());
-    };
-    let Some(stats) = &task.calibration else {
-        return Err(Error::NoCalibration {
-            recipe: recipe.name.clone(),
-            key: "activations",
-        });
-    };
-    let record = task.record_of(&chunk.spec.name);
-    if let (Some(base), Some(sha256)) = (&task.base, &record.calibration)
-        && sha256 != stats.sha256()
-    {
-        let given = stats.sha256().to_string();
-        return Err(base.other("calibration", given, sha256.clone()));
-    }
+/// The scale of the input of every linear layer of a package whose weight is quantized, by tensor.
+pub(super) fn scales(
+    chunk: &ResolvedChunk,
+    activations: &Activations,
+    stats: &Stats,
+) -> Result<BTreeMap<String, f16>> {
     let quantized = chunk
         .weights
         .iter()

@@ -1,142 +1,34 @@
 //! What a conversion will make and take, predicted from headers and vectors: no matrix is read.
 
-use super::error::Result;
-use super::estimate::{self, Time};
-use super::facts::Job;
-use super::journal::Done;
-use super::report::{SchemeTotal, note};
-use super::resolve::{Resolved, ResolvedChunk, own_weights, package_error};
-use super::source::{Weights, tensor_record};
-use super::units::{Origin, PackageUnit, Unit};
+use super::estimate;
+use super::types::{
+    FileForecast, Forecast, PackageForecast, SchemeForecast, SchemeTotal, TableForecast, note,
+};
 use crate::bundle::error::at;
 use crate::bundle::provenance::{FileRecord, TensorRecord};
 use crate::bundle::{layout, npy};
 use crate::checkpoint::{Checkpoint, StoredDType};
-use crate::gemma::{ModelPlan, names};
+use crate::convert::decide::{
+    ByConst, Job, Origin, PackageUnit, Resolved, ResolvedChunk, Task, Unit, checked_plan,
+    own_weights, package_error, tensor_record,
+};
+use crate::convert::error::Result;
+use crate::convert::options::Options;
+use crate::gemma::names;
 use crate::mil::DeferredConst;
 use crate::package::{MIN_BLOB_ELEMENTS, PackageSpec, WEIGHTS_DIR, forecast_package};
-use crate::progress::NoProgress;
 use crate::quantize::{ErrorStats, Scheme, TableScheme};
 use crate::recipe::Recipe;
 use half::f16;
-use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
-
-/// What a conversion will make and take.
-///
-/// Bytes of weight files, programs, tables and all files that are copied are exact, with two exceptions that make weight files
-/// smaller: matrices of the checkpoint, or their look-up tables, that have the same bytes, and norms that folds of a
-/// calibrated recipe leave as they are and that equal another. `provenance.json` holds errors that are not known yet.
-#[derive(Debug, Clone, Serialize)]
-pub struct Forecast {
-    /// Name of the recipe.
-    pub recipe: String,
-    /// Positions of the full-attention cache.
-    pub context: usize,
-    /// The packages in the order they are built.
-    pub packages: Vec<PackageForecast>,
-    /// Weights of the packages that are written, by scheme and by what chose it.
-    pub schemes: Vec<SchemeForecast>,
-    /// Row tables.
-    pub tables: Vec<TableForecast>,
-    /// Every file of the bundle by relative path.
-    pub files: BTreeMap<String, FileForecast>,
-    /// Bytes of all files.
-    pub bytes: u64,
-    /// Free bytes that the disk of the output must have before, beside what an earlier run left: all files that are written, in
-    /// whole blocks. A bundle that is replaced stays until the new one is complete.
-    pub disk: u64,
-    /// Most anonymous memory of the process at any time, bytes. Mapped files are not part of it.
-    pub memory: u64,
-    /// How long it will take.
-    pub time: Time,
-    /// What may not work as hoped: weight files that are large for the Neural Engine.
-    pub notes: Vec<String>,
-}
-
-/// A package.
-#[derive(Debug, Clone, Serialize)]
-pub struct PackageForecast {
-    /// `chunk1`.
-    pub name: String,
-    /// First layer.
-    pub first_layer: usize,
-    /// One past the last layer.
-    pub end_layer: usize,
-    /// Names of its functions.
-    pub functions: Vec<String>,
-    /// Weights.
-    pub weights: usize,
-    /// Their values.
-    pub values: u64,
-    /// Weights by scheme.
-    pub schemes: BTreeMap<String, SchemeTotal>,
-    /// Bytes of its weight files.
-    pub weight_bytes: u64,
-    /// Bytes of all its files.
-    pub bytes: u64,
-    /// The package (`chunk1`) whose weight files this one has too; they take room once.
-    pub weights_of: Option<String>,
-    /// Whether its weights are those of the bundle that is there.
-    pub kept: bool,
-}
-
-/// Weights of one scheme that were chosen in one way.
-#[derive(Debug, Clone, Serialize)]
-pub struct SchemeForecast {
-    /// The scheme.
-    pub scheme: String,
-    /// What chose it: `default`, `rule ...`, `otherwise (...)`.
-    pub reason: String,
-    /// The tensor, where its scheme did not fit and another was taken.
-    pub tensor: Option<String>,
-    /// Weights.
-    pub weights: usize,
-    /// Their values.
-    pub values: u64,
-    /// Their bytes, before sharing.
-    pub bytes: u64,
-}
-
-/// A row table.
-#[derive(Debug, Clone, Serialize)]
-pub struct TableForecast {
-    /// HF tensor name without prefix.
-    pub tensor: String,
-    /// Rows.
-    pub rows: usize,
-    /// Values of a row.
-    pub dim: usize,
-    /// `rows-int8`, `fp16`, ...
-    pub scheme: String,
-    /// Bytes of data and scales.
-    pub bytes: u64,
-}
-
-/// A file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct FileForecast {
-    /// Bytes.
-    pub bytes: u64,
-    /// Whether they are known to the byte.
-    pub exact: bool,
-    /// Whether it is written anew; otherwise it is another name of a file that is there.
-    pub written: bool,
-}
 
 /// Predicts a conversion anew. Statistics of a calibration are not needed where only the values of weights depend on them.
 ///
 /// # Errors
-/// As [`super::convert`], before it reads a matrix.
-pub fn forecast(
-    checkpoint: &Checkpoint,
-    recipe: &Recipe,
-    options: &super::Options,
-) -> Result<Forecast> {
-    let plan = ModelPlan::new(checkpoint.config())?;
-    plan.check(checkpoint)?;
-    super::pipeline::check_token_files(checkpoint)?;
-    let task = super::task::Task::planned(&plan, recipe, options)?;
+/// As [`crate::convert::convert`], before it reads a matrix.
+pub fn forecast(checkpoint: &Checkpoint, recipe: &Recipe, options: &Options) -> Result<Forecast> {
+    let plan = checked_plan(checkpoint)?;
+    let task = Task::planned(&plan, recipe, options)?;
     let job = Job {
         checkpoint,
         plan: &plan,
@@ -368,10 +260,11 @@ impl Job<'_> {
             blob_order: &order,
             file_limit: self.task.file_limit,
         };
-        let source = Weights::new(self.checkpoint, &chunk.weights, None, &NoProgress);
+        let weights = ByConst::new(&chunk.weights);
+        let storage = |c: &DeferredConst| Ok(weights.find(c)?.storage.clone());
         let vectors = self.vectors(chunk)?;
         let mut data = |c: &DeferredConst| Ok(vectors.get(c.id.as_str()).cloned());
-        let predicted = forecast_package(&spec, &source, &mut data)
+        let predicted = forecast_package(&spec, &storage, &mut data)
             .map_err(|e| package_error(&layout::package_dir(&chunk.spec.name), e))?;
         let functions = graph.program.functions.values();
         let package = layout::package_dir(&chunk.spec.name);
@@ -438,14 +331,11 @@ impl Job<'_> {
             sha256: sha256.clone(),
         };
         let files = all.files.iter();
-        let done = Done {
-            unit: String::new(),
-            files: files
-                .map(|(name, file)| (name.clone(), record(file.bytes)))
-                .collect(),
-            tensors: std::mem::take(&mut all.tensors),
-        };
-        let mut provenance = self.provenance(UNKNOWN_SHA256, &[&done]);
+        let records = files
+            .map(|(name, file)| (name.clone(), record(file.bytes)))
+            .collect();
+        let tensors = std::mem::take(&mut all.tensors);
+        let mut provenance = self.provenance(UNKNOWN_SHA256, tensors, records);
         for recipe in
             std::iter::once(&mut provenance.recipe).chain(provenance.packages.values_mut())
         {

@@ -1,22 +1,20 @@
-//! Streams one weight from the checkpoint through a quantizer, a tile of whole groups at a time.
+//! Takes one weight from the checkpoint through a quantizer, a tile of whole groups at a time.
 //!
 //! Groups of a tile are worked on in parallel; what comes out is written, and errors are summed, in their order, so the
 //! result does not depend on the number of threads.
 
-use super::error::{Error, Result};
 use super::input::Input;
-use super::resolve::{Resolved, matrix};
 use super::tuning::Tuning;
+use crate::convert::error::{Error, Result};
+use crate::convert::limits::TILE;
 use crate::package::Part;
 use crate::progress::Progress;
 use crate::quantize::linear::{add_errors, quantize_int4_block, quantize_int8_channel};
-use crate::quantize::{BitPacker, ErrorStats, GroupResult, Grouping, PaletteForm, Scheme, Scratch};
+use crate::quantize::{BitPacker, ErrorStats, GroupResult, Scratch};
 use half::f16;
 use rayon::prelude::*;
 use std::sync::Mutex;
 
-/// Values of a tensor in memory at a time. With 4 bytes of f32, 2 of fp16 and 1 of index each, a tile is 14 MB.
-pub(super) const TILE: usize = 1 << 21;
 /// Values one task works on where there are no groups.
 pub(super) const STRIP: usize = 1 << 16;
 
@@ -51,51 +49,8 @@ impl Pool {
     }
 }
 
-/// Streams `input` in the scheme that `resolved` names; returns the error against the checkpoint's values (fp16) or
-/// against the values rounded to fp16 (the other schemes).
-pub(super) fn stream(
-    input: &Input<'_>,
-    resolved: &Resolved,
-    tuning: &Tuning,
-    buffers: &mut Buffers,
-    progress: &dyn Progress,
-    sink: Sink<'_>,
-) -> std::result::Result<ErrorStats, Stopped> {
-    let [outputs, inputs] = matrix(&resolved.binding);
-    let mut job = Job {
-        input,
-        tuning,
-        buffers,
-        progress,
-        sink,
-    };
-    match resolved.scheme {
-        Scheme::Fp16 => job.fp16(),
-        Scheme::Palette { nbits, group, form } => {
-            let length = match group {
-                Grouping::Tensor => outputs * inputs,
-                Grouping::Channels(n) => n * inputs,
-            };
-            match form {
-                PaletteForm::Scalar if length > TILE => job.large_groups(nbits, length),
-                PaletteForm::Scalar => job.groups(nbits, length),
-                PaletteForm::Vector(size) if length > TILE => {
-                    job.large_vector_groups((nbits, size), length, inputs)
-                }
-                PaletteForm::Vector(size) => job.vector_groups((nbits, size), length, inputs),
-                PaletteForm::Sparse(percent) if length > TILE => {
-                    job.large_sparse_groups((nbits, percent), length)
-                }
-                PaletteForm::Sparse(percent) => job.sparse_groups((nbits, percent), length),
-                PaletteForm::Lut8 => job.scaled_groups(nbits, length),
-            }
-        }
-        Scheme::Int8Channel => job.linear(8, inputs, inputs),
-        Scheme::Int4Block(block) => job.linear(4, inputs, block),
-    }
-}
-
-pub(super) struct Job<'a> {
+/// One weight on its way: what it is read from, and where its bytes go.
+pub(super) struct Tiler<'a> {
     pub input: &'a Input<'a>,
     pub tuning: &'a Tuning,
     pub buffers: &'a mut Buffers,
@@ -103,7 +58,7 @@ pub(super) struct Job<'a> {
     pub sink: Sink<'a>,
 }
 
-impl Job<'_> {
+impl Tiler<'_> {
     /// Ranges of at most a tile, each whole multiples of `unit` values. The next tile is read from the disk meanwhile.
     pub fn tiles<'v>(&self, unit: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<'v>
     where
@@ -114,7 +69,8 @@ impl Job<'_> {
             .inspect(move |tile| view.prefetch(tile.end..tile.end + tile.len()))
     }
 
-    fn fp16(&mut self) -> std::result::Result<ErrorStats, Stopped> {
+    /// Values as they are, rounded to fp16.
+    pub fn fp16(&mut self) -> std::result::Result<ErrorStats, Stopped> {
         let mut total = ErrorStats::default();
         for tile in self.tiles(STRIP) {
             let Buffers {
@@ -260,7 +216,7 @@ impl Job<'_> {
     }
 
     /// Symmetric integers of 8 or 4 bits, one scale for every `block` values of a row of `inputs`.
-    fn linear(
+    pub fn linear(
         &mut self,
         nbits: u8,
         inputs: usize,
@@ -408,7 +364,7 @@ fn linear_row(
 }
 
 /// fp16 values as little-endian bytes, in place of what `bytes` held.
-pub(super) fn little_endian(values: &[f16], bytes: &mut Vec<u8>) {
+pub(in crate::convert) fn little_endian(values: &[f16], bytes: &mut Vec<u8>) {
     bytes.clear();
     bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
 }

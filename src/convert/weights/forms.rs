@@ -1,7 +1,8 @@
 //! Palettes whose entries or indices are not single fp16 weights: tiles of whole groups, as in [`super::tile`].
 
-use super::error::Result;
-use super::tile::{Job, Stopped, TILE, failed, little_endian, within};
+use super::tile::{Stopped, Tiler, failed, little_endian, within};
+use crate::convert::error::Result;
+use crate::convert::limits::TILE;
 use crate::package::Part;
 use crate::quantize::sparse::{Pruner, add_pruned, kept, palettize_sparse};
 use crate::quantize::vector::{Assigned, assign_vectors, fit_vectors, sample, vector_at};
@@ -15,7 +16,7 @@ use std::ops::Range;
 /// What a quantizer gives.
 type Quantized<T> = crate::quantize::Result<T>;
 
-impl Job<'_> {
+impl Tiler<'_> {
     /// Vector palettes for groups of `length` values in rows of `inputs`, several to a tile. `shape` is the width of an
     /// index and the length of a vector.
     pub fn vector_groups(
@@ -306,9 +307,9 @@ impl SparseParts {
 mod tests {
     use super::*;
     use crate::checkpoint::TensorView;
-    use crate::convert::input::{Factors, Input};
-    use crate::convert::tile::Buffers;
-    use crate::convert::tuning::Tuning;
+    use crate::convert::weights::input::{Factors, Input};
+    use crate::convert::weights::tile::Buffers;
+    use crate::convert::weights::tuning::Tuning;
     use crate::progress::NoProgress;
 
     /// Sums of the same squares in another order.
@@ -321,7 +322,7 @@ mod tests {
     fn written(
         values: &[u8],
         tuning: &Tuning,
-        work: impl FnOnce(&mut Job<'_>) -> std::result::Result<ErrorStats, Stopped>,
+        work: impl FnOnce(&mut Tiler<'_>) -> std::result::Result<ErrorStats, Stopped>,
     ) -> (Vec<(Part, Vec<u8>)>, ErrorStats) {
         let view = TensorView::of_f16("w", &[LENGTH / INPUTS, INPUTS], values);
         let mut parts: Vec<(Part, Vec<u8>)> = Vec::new();
@@ -334,7 +335,7 @@ mod tests {
             Ok(())
         };
         let input = Input::new(view, INPUTS, Factors::default());
-        let mut job = Job {
+        let mut job = Tiler {
             input: &input,
             tuning,
             buffers: &mut buffers,

@@ -1,19 +1,18 @@
 //! From start to the final rename.
 
-use super::Options;
-use super::error::{Error, Result};
-use super::facts::Job;
-use super::forecast::Forecast;
 use super::journal::{Done, Journal};
 use super::lanes;
 use super::report::{Report, Stages, notes, peak_rss, totals};
-use super::room::{self, Room};
-use super::task::Task;
-use super::units::Unit;
+use super::work::Build;
 use crate::bundle::provenance::FileRecord;
 use crate::bundle::staging::Staging;
 use crate::bundle::{Bundle, files, layout};
-use crate::checkpoint::{Checkpoint, Tokenizer, stop_ids};
+use crate::checkpoint::Checkpoint;
+use crate::convert::decide::{Job, TOOL, Task, Unit, checked_plan};
+use crate::convert::error::{Error, Result};
+use crate::convert::forecast::Forecast;
+use crate::convert::options::Options;
+use crate::convert::room::{self, Room};
 use crate::failpoint;
 use crate::gemma::ModelPlan;
 use crate::progress::Progress;
@@ -63,9 +62,7 @@ impl<'a> Conversion<'a> {
         out: &Path,
         options: &Options,
     ) -> Result<Self> {
-        let plan = ModelPlan::new(checkpoint.config())?;
-        plan.check(checkpoint)?;
-        check_token_files(checkpoint)?;
+        let plan = checked_plan(checkpoint)?;
         let staging = Staging::lock(out, options.replaces())?;
         let decided = Task::new(&plan, recipe, staging.output(), options).and_then(|task| {
             let job = Job {
@@ -111,8 +108,10 @@ impl<'a> Conversion<'a> {
         let start = Instant::now();
         let output = self.staging.output();
         let room = self.room.unwrap_or_else(|| Room::measure(output));
+        // What an earlier run left is used again or makes room.
         let staged = room::removable(self.staging.root());
-        let ready = room.check(output, &self.forecast, staged);
+        let disk = self.forecast.disk.saturating_sub(staged);
+        let ready = room.check(output, disk, self.forecast.memory);
         let pool = match ready.and_then(|()| thread_pool(self.threads)) {
             Ok(pool) => pool,
             Err(e) => {
@@ -154,23 +153,6 @@ pub(crate) fn thread_pool(threads: Option<usize>) -> Result<rayon::ThreadPool> {
         })
 }
 
-pub(super) fn check_token_files(checkpoint: &Checkpoint) -> Result<()> {
-    for file in layout::HF_REQUIRED {
-        if !checkpoint.dir().join(file).is_file() {
-            return Err(crate::checkpoint::Error::MissingFile {
-                dir: checkpoint.dir().to_path_buf(),
-                file: file.to_string(),
-                hint: "the device's tokenizer needs it; download the whole snapshot".to_string(),
-            }
-            .into());
-        }
-    }
-    // What `decode` opens must open. A chat template is for the host alone, and may use what only Python's jinja knows.
-    Tokenizer::open(checkpoint.dir())?;
-    stop_ids(checkpoint.dir())?;
-    Ok(())
-}
-
 /// A complete bundle, still in the staging directory.
 pub(super) struct Built {
     files: BTreeMap<String, FileRecord>,
@@ -179,15 +161,6 @@ pub(super) struct Built {
     pub resumed: Vec<String>,
     /// Units taken over from the bundle that was there, weights at least.
     kept: Vec<String>,
-}
-
-pub(super) struct Build<'a> {
-    pub job: Job<'a>,
-    pub staging: Staging,
-    /// Where tensors are computed.
-    pub pool: &'a rayon::ThreadPool,
-    pub progress: &'a dyn Progress,
-    pub stages: Stages,
 }
 
 impl Build<'_> {
@@ -247,7 +220,7 @@ impl Build<'_> {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         };
-        add(super::TOOL);
+        add(TOOL);
         add(fingerprint);
         // The text as provenance.json keeps it, and what was made of it, overrides included.
         for recipe in std::iter::once(&task.recipe).chain(task.packages.values()) {
@@ -305,7 +278,12 @@ impl Build<'_> {
             tensors: Vec::new(),
         };
         let all: Vec<&Done> = done.iter().chain([&config]).collect();
-        let provenance = self.job.provenance(fingerprint, &all);
+        let tensors = all.iter().flat_map(|d| d.tensors.iter().cloned());
+        let recorded = all.iter().flat_map(|d| &d.files);
+        let recorded = recorded.map(|(k, v)| (k.clone(), v.clone())).collect();
+        let provenance = self
+            .job
+            .provenance(fingerprint, tensors.collect(), recorded);
         let path = content.join(layout::PROVENANCE);
         files::write_synced(&path, provenance.to_json()?.as_bytes())?;
         failpoint::reach("facts.provenance");

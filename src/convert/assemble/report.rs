@@ -2,7 +2,7 @@
 
 use super::journal::Done;
 use crate::bundle::provenance::{FileRecord, TensorRecord};
-use crate::package::{LARGE_WEIGHT_FILE, WEIGHTS_DIR};
+use crate::convert::forecast::{SchemeTotal, note};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -36,17 +36,6 @@ pub struct Report {
     pub notes: Vec<String>,
     /// Largest resident size of the process so far, memory-mapped pages included, where the system says.
     pub peak_rss: Option<u64>,
-}
-
-/// Tensors stored in one scheme.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct SchemeTotal {
-    /// Tensors.
-    pub tensors: usize,
-    /// Values.
-    pub elements: u64,
-    /// Bytes, before sharing.
-    pub bytes: u64,
 }
 
 /// How long a stage took.
@@ -94,23 +83,12 @@ pub(super) fn totals(done: &[&Done]) -> BTreeMap<String, SchemeTotal> {
     totals
 }
 
-/// A note for each weight file of more than [`LARGE_WEIGHT_FILE`] bytes.
+/// A note for each weight file of more than [`crate::package::LARGE_WEIGHT_FILE`] bytes.
 pub(super) fn notes(files: &BTreeMap<String, FileRecord>) -> Vec<String> {
     let sizes = files.iter().map(|(name, file)| (name.as_str(), file.bytes));
     sizes
         .filter_map(|(name, bytes)| note(name, bytes))
         .collect()
-}
-
-/// What there is to say of a file of so many bytes.
-pub(super) fn note(file: &str, bytes: u64) -> Option<String> {
-    let weights = file.contains(WEIGHTS_DIR);
-    (weights && bytes > LARGE_WEIGHT_FILE).then(|| {
-        format!(
-            "{file}: {bytes} bytes: over {LARGE_WEIGHT_FILE} some devices leave the Neural Engine; more chunks or fewer bits \
-             make it smaller"
-        )
-    })
 }
 
 /// Peak resident size in bytes (`VmHWM`, Linux only).
@@ -128,6 +106,7 @@ pub(super) fn peak_rss() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::package::{LARGE_WEIGHT_FILE, WEIGHTS_DIR};
 
     #[test]
     fn large_weight_files_are_noted() {

@@ -1,13 +1,14 @@
 //! Which scheme each weight gets, and how many bytes that makes. Reads no weights.
 
-use super::error::{Error, Result};
+use crate::convert::error::{Error, Result};
 use crate::gemma::ModelPlan;
 use crate::graph::{ChunkSpec, WeightBinding, chunk_weights, packages};
-use crate::mil::DType;
-use crate::package::{Shards, Storage, WEIGHT_FILE_LIMIT};
+use crate::mil::{DType, DeferredConst};
+use crate::package::{BoxError, Shards, Storage, WEIGHT_FILE_LIMIT};
 use crate::quantize::sparse::kept;
 use crate::quantize::{Grouping, PaletteForm, Scheme};
 use crate::recipe::{Candidate, Recipe};
+use std::collections::BTreeMap;
 
 /// One weight of one package with the scheme it is stored in.
 #[derive(Debug, Clone)]
@@ -100,6 +101,22 @@ impl ResolvedChunk {
     }
 }
 
+/// Weights of a package by the constants that they fill.
+pub(in crate::convert) struct ByConst<'a>(BTreeMap<&'a str, &'a Resolved>);
+
+impl<'a> ByConst<'a> {
+    pub fn new(weights: &'a [Resolved]) -> Self {
+        let ids = weights.iter().map(|w| (w.binding.konst.id.as_str(), w));
+        Self(ids.collect())
+    }
+
+    /// The weight of a constant.
+    pub fn find(&self, c: &DeferredConst) -> std::result::Result<&'a Resolved, BoxError> {
+        let found = self.0.get(c.id.as_str()).copied();
+        found.ok_or_else(|| format!("constant {} has no tensor", c.id).into())
+    }
+}
+
 /// Resolves the recipe's rules for every weight of a model. A rule that matches nothing is an error, and so is a scheme
 /// that does not fit unless the recipe says what to use `otherwise`.
 pub fn resolve(plan: &ModelPlan, recipe: &Recipe) -> Result<Vec<ResolvedChunk>> {
@@ -173,14 +190,14 @@ fn fits(binding: &WeightBinding, scheme: Scheme) -> crate::quantize::Result<()> 
 }
 
 /// Output channels of a weight, which lie along axis 0 of its shape in the graph, and values per channel.
-pub(super) fn matrix(binding: &WeightBinding) -> [usize; 2] {
+pub(in crate::convert) fn matrix(binding: &WeightBinding) -> [usize; 2] {
     match binding.konst.shape.as_slice() {
         [] => [1, 1],
         [outputs, inputs @ ..] => [*outputs, inputs.iter().product()],
     }
 }
 
-pub(super) fn package_error(package: &str, source: crate::package::Error) -> Error {
+pub(in crate::convert) fn package_error(package: &str, source: crate::package::Error) -> Error {
     Error::Package {
         package: package.to_string(),
         source: Box::new(source),

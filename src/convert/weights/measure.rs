@@ -1,13 +1,14 @@
 //! What palettes of several widths would make of a tensor, without writing anything.
 
-use super::error::{Error, Result};
 use super::input::Input;
 use super::levers::Levers;
-use super::resolve::{Resolved, ResolvedChunk, matrix};
-use super::tile::{Pool, TILE, failed, within};
+use super::tile::{Pool, failed, within};
 use super::tuning::Tuning;
 use crate::calibrate::Stats;
 use crate::checkpoint::Checkpoint;
+use crate::convert::decide::{Resolved, ResolvedChunk, matrix};
+use crate::convert::error::{Error, Result};
+use crate::convert::limits::TILE;
 use crate::gemma::ModelPlan;
 use crate::progress::Progress;
 use crate::quantize::{GroupResult, Grouping, Lut, PaletteForm, Scheme, Scratch};
@@ -246,7 +247,7 @@ fn nearest(table: &[f64], x: f64) -> f64 {
 mod tests {
     use super::*;
     use crate::calibrate::{self, Source, calibrate};
-    use crate::convert::{own_weights, resolve};
+    use crate::convert::decide::{own_weights, resolve};
     use crate::progress::NoProgress;
     use crate::recipe::Recipe;
     use std::path::Path;

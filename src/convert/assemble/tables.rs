@@ -1,12 +1,13 @@
 //! Files beside the packages: row tables, per-layer projection and norm, RoPE tables.
 
-use super::error::{Error, Result};
-use super::source::tensor_record;
-use super::tile::{TILE, little_endian};
 use crate::bundle::error::{at, writing};
 use crate::bundle::provenance::TensorRecord;
-use crate::bundle::{RowFormat, layout, npy};
+use crate::bundle::{layout, npy};
 use crate::checkpoint::{Checkpoint, TensorView};
+use crate::convert::decide::{TableSpec, tensor_record};
+use crate::convert::error::{Error, Result};
+use crate::convert::limits::TILE;
+use crate::convert::weights::little_endian;
 use crate::failpoint;
 use crate::gemma::rope::{RopeSpec, rows_of};
 use crate::package::SteadyFile;
@@ -22,45 +23,6 @@ use std::path::Path;
 
 /// Rows of a RoPE table in memory at a time.
 const ROPE_ROWS: usize = 256;
-
-/// A row table to be written.
-#[derive(Debug, Clone)]
-pub(super) struct TableSpec {
-    /// Checkpoint name without prefix.
-    pub tensor: &'static str,
-    /// Stem of the files.
-    pub stem: &'static str,
-    pub rows: usize,
-    pub dim: usize,
-    pub scheme: TableScheme,
-    /// What readers multiply a row by.
-    pub factor: f64,
-}
-
-impl TableSpec {
-    pub fn format(&self) -> RowFormat {
-        row_format(self.scheme)
-    }
-
-    /// Bytes of data and scales.
-    pub fn bytes(&self) -> u64 {
-        let scales = if self.format() == RowFormat::Fp16 {
-            0
-        } else {
-            2
-        };
-        self.rows as u64 * (self.format().row_bytes(self.dim) as u64 + scales)
-    }
-}
-
-/// The bundle's name for a table scheme.
-pub(super) fn row_format(scheme: TableScheme) -> RowFormat {
-    match scheme {
-        TableScheme::RowsInt8 => RowFormat::Int8,
-        TableScheme::RowsInt4 => RowFormat::Int4,
-        TableScheme::RowsFp16 => RowFormat::Fp16,
-    }
-}
 
 /// Writes a row table into `dir`, a tile of rows at a time.
 pub(super) fn write_table(

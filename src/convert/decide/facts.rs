@@ -1,28 +1,16 @@
 //! `model_config.json` and `provenance.json` of a conversion.
 
-use super::journal::Done;
-use super::tables::row_format;
-use super::task::Task;
-use crate::bundle::provenance::{CheckpointRecord, FORMAT, RecipeRecord, Tool};
+use super::job::{Job, row_format};
+use crate::bundle::provenance::{CheckpointRecord, FORMAT, FileRecord, TensorRecord, Tool};
 use crate::bundle::{BundleConfig, Provenance};
-use crate::calibrate::Stats;
-use crate::checkpoint::Checkpoint;
-use crate::gemma::ModelPlan;
 use crate::graph::{CacheForm, ChunkSpec, FunctionKind};
-use crate::recipe::Recipe;
+use crate::quantize::ErrorStats;
+use std::collections::BTreeMap;
 
 /// First token of a prompt when the checkpoint's config does not say; the family's.
 const BOS: u32 = 2;
 /// End of sequence when the checkpoint's config does not say; the family's.
 const EOS: u32 = 1;
-
-/// Everything that decides a bundle.
-pub(super) struct Job<'a> {
-    pub checkpoint: &'a Checkpoint,
-    pub plan: &'a ModelPlan,
-    /// Recipe, context, packages, and what is kept of an earlier bundle.
-    pub task: &'a Task,
-}
 
 impl Job<'_> {
     /// Which RoPE tables the full layers get.
@@ -90,8 +78,13 @@ impl Job<'_> {
         }
     }
 
-    /// `provenance.json` of these units.
-    pub fn provenance(&self, fingerprint: &str, done: &[&Done]) -> Provenance {
+    /// `provenance.json` of a bundle of these tensors and files.
+    pub fn provenance(
+        &self,
+        fingerprint: &str,
+        tensors: Vec<TensorRecord>,
+        files: BTreeMap<String, FileRecord>,
+    ) -> Provenance {
         let passed = self.checkpoint.passed_over();
         Provenance {
             format: FORMAT,
@@ -109,24 +102,35 @@ impl Job<'_> {
             },
             context: self.task.context,
             full_rope: self.full_rope().to_string(),
-            tensors: done
-                .iter()
-                .flat_map(|d| d.tensors.iter().cloned())
-                .collect(),
-            files: done
-                .iter()
-                .flat_map(|d| d.files.iter().map(|(k, v)| (k.clone(), v.clone())))
-                .collect(),
+            tensors,
+            files,
         }
     }
 }
 
-/// A recipe as `provenance.json` keeps it, with the statistics that it is applied with.
-pub(super) fn recipe_record(recipe: &Recipe, calibration: Option<&Stats>) -> RecipeRecord {
-    let used = calibration.filter(|_| recipe.quantize.calibrated_by().is_some());
-    RecipeRecord {
-        name: recipe.name.clone(),
-        text: recipe.source.clone(),
-        calibration: used.map(|stats| stats.sha256().to_string()),
+/// A record for provenance.json; `chosen` is scheme and reason, `size` elements and bytes.
+pub(in crate::convert) fn tensor_record(
+    tensor: &str,
+    file: &str,
+    chosen: (String, String),
+    size: (u64, u64),
+    stats: &ErrorStats,
+) -> TensorRecord {
+    let sqnr = stats.sqnr_db();
+    TensorRecord {
+        tensor: tensor.to_string(),
+        file: file.to_string(),
+        scheme: chosen.0,
+        reason: chosen.1,
+        elements: size.0,
+        bytes: size.1,
+        bits_per_weight: rounded(8.0 * size.1 as f64 / size.0.max(1) as f64),
+        sqnr_db: sqnr.is_finite().then(|| rounded(sqnr)),
+        max_abs_error: rounded(stats.max_abs),
     }
+}
+
+/// Six significant digits: enough to read, and the same after a trip through the journal's JSON.
+fn rounded(x: f64) -> f64 {
+    format!("{x:.5e}").parse().unwrap_or(x)
 }

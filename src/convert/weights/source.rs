@@ -1,26 +1,26 @@
 //! Fills the constants of a package from the checkpoint.
 
-use super::error::Error;
 use super::input::Input;
 use super::levers::Levers;
-use super::resolve::{Resolved, matrix};
-use super::tile::{self, Buffers};
+use super::stream::stream;
+use super::tile::Buffers;
 use super::tuning::Tuning;
 use crate::bundle::provenance::TensorRecord;
 use crate::checkpoint::Checkpoint;
+use crate::convert::decide::{ByConst, Resolved, matrix, tensor_record};
+use crate::convert::error::Error;
 use crate::mil::DeferredConst;
 use crate::package::{BoxError, ConstSource, PartSink, Storage};
 use crate::progress::Progress;
 use crate::quantize::{ErrorStats, SharedPalettes};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The weights of one package: what the writer asks for, and a record of each.
-pub(super) struct Weights<'a> {
+pub(in crate::convert) struct Weights<'a> {
     checkpoint: &'a Checkpoint,
     levers: Option<Levers<'a>>,
     palettes: Option<Arc<SharedPalettes>>,
-    by_id: BTreeMap<&'a str, &'a Resolved>,
+    by_const: ByConst<'a>,
     buffers: Buffers,
     progress: &'a dyn Progress,
     /// One per constant, in the order they were streamed.
@@ -40,10 +40,7 @@ impl<'a> Weights<'a> {
             checkpoint,
             levers,
             palettes: None,
-            by_id: weights
-                .iter()
-                .map(|w| (w.binding.konst.id.as_str(), w))
-                .collect(),
+            by_const: ByConst::new(weights),
             buffers: Buffers::default(),
             progress,
             records: Vec::new(),
@@ -55,11 +52,6 @@ impl<'a> Weights<'a> {
     pub fn with_palettes(mut self, palettes: Option<Arc<SharedPalettes>>) -> Self {
         self.palettes = palettes;
         self
-    }
-
-    fn find(&self, c: &DeferredConst) -> Result<&'a Resolved, BoxError> {
-        let found = self.by_id.get(c.id.as_str()).copied();
-        found.ok_or_else(|| format!("constant {} has no tensor", c.id).into())
     }
 
     fn fill(&mut self, weight: &Resolved, sink: &mut dyn PartSink) -> Result<(), BoxError> {
@@ -79,7 +71,7 @@ impl<'a> Weights<'a> {
         let input = Input::new(view, matrix(binding)[1], factors);
         let write = &mut |part, bytes: &[u8]| sink.write(part, bytes);
         let buffers = &mut self.buffers;
-        let stats = tile::stream(&input, weight, &tuning, buffers, self.progress, write)?;
+        let stats = stream(&input, weight, &tuning, buffers, self.progress, write)?;
         self.records.push(record(weight, &stats));
         Ok(())
     }
@@ -87,11 +79,11 @@ impl<'a> Weights<'a> {
 
 impl ConstSource for Weights<'_> {
     fn storage(&self, c: &DeferredConst) -> Result<Storage, BoxError> {
-        Ok(self.find(c)?.storage.clone())
+        Ok(self.by_const.find(c)?.storage.clone())
     }
 
     fn stream(&mut self, c: &DeferredConst, sink: &mut dyn PartSink) -> Result<(), BoxError> {
-        let weight = self.find(c)?;
+        let weight = self.by_const.find(c)?;
         self.fill(weight, sink)
             .map_err(|e| match e.downcast::<Error>() {
                 Ok(ours) => {
@@ -112,31 +104,4 @@ fn record(weight: &Resolved, stats: &ErrorStats) -> TensorRecord {
         (weight.elements, weight.bytes),
         stats,
     )
-}
-
-/// A record for provenance.json; `chosen` is scheme and reason, `size` elements and bytes.
-pub(super) fn tensor_record(
-    tensor: &str,
-    file: &str,
-    chosen: (String, String),
-    size: (u64, u64),
-    stats: &ErrorStats,
-) -> TensorRecord {
-    let sqnr = stats.sqnr_db();
-    TensorRecord {
-        tensor: tensor.to_string(),
-        file: file.to_string(),
-        scheme: chosen.0,
-        reason: chosen.1,
-        elements: size.0,
-        bytes: size.1,
-        bits_per_weight: rounded(8.0 * size.1 as f64 / size.0.max(1) as f64),
-        sqnr_db: sqnr.is_finite().then(|| rounded(sqnr)),
-        max_abs_error: rounded(stats.max_abs),
-    }
-}
-
-/// Six significant digits: enough to read, and the same after a trip through the journal's JSON.
-fn rounded(x: f64) -> f64 {
-    format!("{x:.5e}").parse().unwrap_or(x)
 }

@@ -1,15 +1,11 @@
 //! What a conversion takes: disk, memory, time. Disk is counted; memory and time are models with measured constants.
 
-use super::facts::Job;
-use super::forecast::FileForecast;
-use super::lanes::LANES;
-use super::resolve::{Resolved, matrix};
-use super::tile::TILE;
-use super::units::{Origin, Unit};
+use super::types::{FileForecast, Time};
+use crate::convert::decide::{Job, Origin, Resolved, Unit, matrix};
+use crate::convert::limits::{LANES, TILE};
 use crate::package::{MODEL_PATH, Part};
 use crate::quantize::{Grouping, PaletteForm, Scheme, TableScheme};
 use crate::recipe::QuantRules;
-use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// Files take whole blocks of this many bytes on common file systems.
@@ -41,17 +37,6 @@ const MOMENT: u64 = 20;
 const PROGRAM_OP: u64 = 4096;
 /// The same for each byte of its `model.mlmodel`, which may hold large constants.
 const PROGRAM_BYTE: u64 = 3;
-
-/// Time that a conversion is expected to take.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Time {
-    /// Seconds.
-    pub seconds: f64,
-    /// Threads that they are counted for.
-    pub threads: usize,
-    /// Values of weights and tables that are quantized.
-    pub values: u64,
-}
 
 /// Bytes a second and thread of the checkpoint that are hashed.
 const HASHED: f64 = 1.2e9;

@@ -1,15 +1,13 @@
 //! A package that has the weights of another of the same bundle.
 
-use super::Options;
-use super::facts::Job;
-use super::pipeline::Build;
+use super::pipeline::thread_pool;
 use super::report::Stages;
-use super::resolve::ResolvedChunk;
-use super::task::Task;
-use super::units::{PackageUnit, Unit};
+use super::work::Build;
 use crate::bundle::staging::Staging;
 use crate::bundle::{files, layout};
 use crate::checkpoint::Checkpoint;
+use crate::convert::decide::{Job, PackageUnit, ResolvedChunk, Task, Unit};
+use crate::convert::options::Options;
 use crate::gemma::ModelPlan;
 use crate::progress::NoProgress;
 use crate::recipe::Recipe;
@@ -42,7 +40,7 @@ fn build(out: &Path) -> (Vec<String>, PathBuf) {
     let staging = Staging::lock(out, false).unwrap();
     let task = Task::new(&plan, &recipe, staging.output(), &options).unwrap();
     let twins: Vec<ResolvedChunk> = task.chunks.iter().map(twin).collect();
-    let pool = super::thread_pool(None).unwrap();
+    let pool = thread_pool(None).unwrap();
     let build = Build {
         job: Job {
             checkpoint: &checkpoint,

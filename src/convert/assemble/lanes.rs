@@ -1,19 +1,17 @@
 //! Units built side by side: while one is brought to the disk and hashed, another is computed.
 
-use super::error::Result;
 use super::journal::{Done, Journal};
-use super::pipeline::Build;
-use super::units::Unit;
+use super::work::Build;
 use crate::bundle::error::writing;
 use crate::bundle::files;
+use crate::convert::decide::Unit;
+use crate::convert::error::{Error, Result};
+use crate::convert::limits::LANES;
 use crate::failpoint;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
-
-/// Units built at a time. Each has a tile and a palettizer's buffers per thread in memory.
-pub(super) const LANES: usize = 2;
 
 /// A unit and its name.
 type Named<'u, 'a> = &'u (String, Unit<'a>);
@@ -24,7 +22,7 @@ struct Shared<'u, 'a> {
     left: Vec<Named<'u, 'a>>,
     journal: Journal,
     /// The first failure; no unit is begun after it.
-    failed: Option<super::Error>,
+    failed: Option<Error>,
 }
 
 impl<'a> Build<'a> {
