@@ -12,7 +12,9 @@ use crate::progress::Progress;
 use super::config::{self, TextConfig};
 use super::error::{Error, Result};
 use super::fields::{Fields, read_json, shorten};
+use super::folder;
 use super::header;
+use super::notice::Notice;
 use super::tensor::{StoredDType, TensorView, prefetch};
 
 /// Name of unsharded weights.
@@ -59,6 +61,7 @@ pub struct Checkpoint {
     files: Vec<(PathBuf, MmapedSafetensors)>,
     tensors: BTreeMap<String, Located>,
     passed_over: PassedOver,
+    notices: Vec<Notice>,
 }
 
 impl std::fmt::Debug for Checkpoint {
@@ -84,6 +87,7 @@ impl Checkpoint {
             files: Vec::with_capacity(paths.len()),
             tensors: BTreeMap::new(),
             passed_over: PassedOver::default(),
+            notices: folder::notices(dir),
         };
         let mut seen: BTreeMap<String, usize> = BTreeMap::new();
         for (number, path) in paths.iter().enumerate() {
@@ -224,6 +228,11 @@ impl Checkpoint {
     /// How many tensors of the files are not used.
     pub fn passed_over(&self) -> &PassedOver {
         &self.passed_over
+    }
+
+    /// What a user should know about the folder, though it is read all the same.
+    pub fn notices(&self) -> &[Notice] {
+        &self.notices
     }
 
     /// Bytes of all text tensors.

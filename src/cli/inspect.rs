@@ -11,7 +11,7 @@ use super::console::{Console, human_bytes, table};
 use super::failure::{Code, Failure, OrFail, Result};
 use super::package_view as view;
 use super::recipes::load_recipe;
-use super::source::open_bundle;
+use super::source::{open_bundle, open_snapshot};
 use crate::package::Package;
 
 #[derive(Debug, clap::Args)]
@@ -90,7 +90,7 @@ fn recipe(path: &Path, console: &Console) -> Result<()> {
 }
 
 fn checkpoint(path: &Path, console: &Console) -> Result<()> {
-    let checkpoint = crate::checkpoint::Checkpoint::open(path).or_invalid()?;
+    let checkpoint = open_snapshot(path, console)?;
     let names: Vec<&str> = checkpoint.names().collect();
     let rows: Vec<(String, Vec<usize>)> = names
         .iter()

@@ -81,7 +81,15 @@ pub fn open_model(model: &str, console: &Console) -> Result<Checkpoint> {
             })
         })?;
     console.detail(&format!("checkpoint {}", dir.display()));
-    let checkpoint = Checkpoint::open(&dir).or_invalid()?;
+    open_snapshot(&dir, console)
+}
+
+/// Opens a snapshot directory, and warns of what one may think is read and is not.
+pub fn open_snapshot(dir: &Path, console: &Console) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::open(dir).or_invalid()?;
+    for notice in checkpoint.notices() {
+        console.warn(&notice.to_string());
+    }
     let passed = checkpoint.passed_over();
     console.detail(&format!(
         "not part of the text decoder: {} vision, {} audio, {} unused K/V, {} other tensors",
