@@ -15,6 +15,20 @@ pub enum Notice {
         /// `base_model_name_or_path` of its config.
         base: Option<String>,
     },
+    /// A head in the files differs from the embedding table, though the config ties them.
+    OwnHead {
+        /// Its full name.
+        tensor: String,
+    },
+    /// Model weights, or an index, that lie beside those that are read.
+    WeightsNotRead {
+        /// The snapshot directory.
+        dir: PathBuf,
+        /// Names of the files that are read.
+        read: String,
+        /// Names of those that are not.
+        unread: String,
+    },
 }
 
 impl fmt::Display for Notice {
@@ -26,6 +40,17 @@ impl fmt::Display for Notice {
                     write!(f, " for {base}")?;
                 }
                 f.write_str(" lies beside the weights and is not applied to them")
+            }
+            Self::OwnHead { tensor } => write!(
+                f,
+                "{tensor} differs from the embedding table, though config.json ties them: it is used as the head"
+            ),
+            Self::WeightsNotRead { dir, read, unread } => {
+                write!(
+                    f,
+                    "{}: weights are read from {read}, not from {unread}",
+                    dir.display()
+                )
             }
         }
     }
