@@ -53,15 +53,16 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
             ),
         ));
     }
-    if path.is_dir() && path.join("config.json").is_file() {
+    if path.is_dir() {
         return checkpoint(path, console);
     }
     if extension == Some("safetensors") {
         return tensors(path, console);
     }
-    if extension == Some("toml") || !path.exists() {
+    if extension == Some("toml") || !(path.exists() || path.is_symlink()) {
         return recipe(path, console);
     }
+    crate::checkpoint::check_file(path).or_invalid()?;
     Err(Failure::new(
         Code::Invalid,
         format!(
@@ -113,6 +114,7 @@ fn checkpoint(path: &Path, console: &Console) -> Result<()> {
             "text_bytes": checkpoint.text_bytes(),
             "passed_over": { "vision": passed.vision, "audio": passed.audio,
                              "shared_kv": passed.shared_kv, "other": passed.other },
+            "unknown": checkpoint.unknown().map_or(0, |(count, _)| count),
             "tensors": tensors,
         }));
     }
@@ -132,6 +134,9 @@ fn checkpoint(path: &Path, console: &Console) -> Result<()> {
         passed.shared_kv,
         passed.other
     );
+    if let Some((count, first)) = checkpoint.unknown() {
+        let _ = writeln!(text, "unknown: {count}, the first is {first}");
+    }
     console.print(&text)
 }
 
@@ -145,6 +150,9 @@ fn tensors(path: &Path, console: &Console) -> Result<()> {
     // outside what this tool supports.
     let map = unsafe { memmap2::Mmap::map(&file) }.or_invalid()?;
     let (_, metadata) = SafeTensors::read_metadata(&map).map_err(|e| {
+        if let Err(known) = crate::checkpoint::check_file(path) {
+            return Failure::from_error(Code::Invalid, &known);
+        }
         let mut failure = Failure::from_error(Code::Invalid, &e);
         failure.causes.insert(0, failure.message.clone());
         failure.message = format!("{}: not a valid safetensors file", path.display());

@@ -1,7 +1,8 @@
 //! What a tensor is by its name.
 //!
 //! A multimodal model's text decoder is under `model.language_model.`, a text-only one's under `model.`; what
-//! `AutoModel(...).save_pretrained` writes lacks the `model.`. transformers finds a tensor with and without it, the head too.
+//! `AutoModel(...).save_pretrained` writes lacks the `model.`. transformers 5 finds a tensor with one `model.` more or less
+//! than the model has; so it is here, whichever of the two kinds the config describes.
 
 /// First parts of the names in the text decoder.
 const TEXT: [&str; 7] = [
@@ -50,6 +51,7 @@ pub(super) fn classify(full_name: &str, first_shared: usize) -> Class<'_> {
     if inner == HEAD {
         return Class::Head;
     }
+    let inner = inner.strip_prefix("model.").unwrap_or(inner);
     let first_of = |name: &'static [&'static str], of: &str| name.contains(&of);
     let part = |name: &str| name.split('.').next().unwrap_or(name).to_string();
     if first_of(&VISION, &part(inner)) {
@@ -198,7 +200,14 @@ mod tests {
             ("model.layers.0.embed_scale", Text("layers.0.embed_scale")),
             ("language_model.model.norm.weight", Unknown),
             ("model.language_model.language_model.norm.weight", Unknown),
-            ("model.model.norm.weight", Unknown),
+            ("model.model.norm.weight", Text("norm.weight")),
+            (
+                "model.model.language_model.norm.weight",
+                Text("norm.weight"),
+            ),
+            ("model.model.vision_tower.x", Vision),
+            ("model.model.lm_head.weight", Unknown),
+            ("model.model.model.norm.weight", Unknown),
             ("base_model.model.model.norm.weight", Unknown),
             ("_orig_mod.model.norm.weight", Unknown),
             ("", Unknown),
