@@ -101,8 +101,9 @@ fn write(dir: &Path, name: &str, bytes: impl AsRef<[u8]>) {
 }
 
 /// The embedding table as a head.
-fn head(tensors: &mut [Raw], name: &str, shift: bool) -> Raw {
-    let mut head = find(tensors, EMBED).clone();
+fn head(tensors: &[Raw], name: &str, shift: bool) -> Raw {
+    let table = tensors.iter().find(|t| t.name == EMBED);
+    let mut head = table.unwrap().clone();
     head.name = name.into();
     if shift {
         let row = 2 * head.shape[1];
@@ -111,10 +112,18 @@ fn head(tensors: &mut [Raw], name: &str, shift: bool) -> Raw {
     head
 }
 
+/// nano with such a head.
+fn with_head(name: &str, shift: bool) -> TempDir {
+    edited(|t| {
+        let head = head(t, name, shift);
+        t.push(head);
+    })
+}
+
 #[test]
 fn a_head_with_other_values_than_the_tied_table_is_used() {
     for name in ["lm_head.weight", "model.lm_head.weight"] {
-        let dir = edited(|t| t.push(head(t, name, true)));
+        let dir = with_head(name, true);
         assert_eq!(goes_on(dir.path()), SHIFTED, "{name}");
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
         assert!(!checkpoint.config().tie_word_embeddings);
@@ -125,7 +134,7 @@ fn a_head_with_other_values_than_the_tied_table_is_used() {
         assert_eq!(checkpoint.notices(), [own]);
     }
     // As configured: nothing to say.
-    let dir = edited(|t| t.push(head(t, "lm_head.weight", true)));
+    let dir = with_head("lm_head.weight", true);
     set_config(dir.path(), |c| c["tie_word_embeddings"] = json!(false));
     assert_eq!(goes_on(dir.path()), SHIFTED);
     assert_eq!(Checkpoint::open(dir.path()).unwrap().notices(), []);
@@ -135,7 +144,7 @@ fn a_head_with_other_values_than_the_tied_table_is_used() {
 fn a_head_that_repeats_the_table_is_passed_over() {
     let plain = Checkpoint::open(&fixture("nano")).unwrap();
     let fingerprint = plain.fingerprint(&NoProgress).unwrap();
-    let equal = edited(|t| t.push(head(t, "lm_head.weight", false)));
+    let equal = with_head("lm_head.weight", false);
     let in_f32 = edited(|t| {
         let mut wide = head(t, "lm_head.weight", false);
         let values = wide.bytes.as_chunks::<2>().0.iter();
