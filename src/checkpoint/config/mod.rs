@@ -6,14 +6,16 @@
 //! model leaves out: those must be there. A field that would change the arithmetic in a way that is not implemented is an
 //! error.
 
+mod moe;
+
 use std::path::Path;
 
 use serde_json::Value;
 
-use super::error::{Error, Result};
-use super::fields::{Fields, parse_json, read_json, shorten};
-use super::folder::{not_a_snapshot, present};
-use super::moe::MoeConfig;
+use crate::checkpoint::error::{Error, Result};
+use crate::checkpoint::fields::{Fields, parse_json, read_json, shorten};
+use crate::checkpoint::folder::{not_a_snapshot, present};
+pub use moe::MoeConfig;
 
 /// Attention of a layer. `layer_types` of the config is authoritative.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -110,7 +112,7 @@ pub struct TextConfig {
     /// Positions the model was made for.
     pub max_position_embeddings: usize,
     /// Whether the head is the embedding table. As `config.json` says; in an opened
-    /// [`Checkpoint`](super::Checkpoint), as its files have it.
+    /// [`Checkpoint`](crate::checkpoint::Checkpoint), as its files have it.
     pub tie_word_embeddings: bool,
     /// `dtype` (or `torch_dtype`) as written.
     pub dtype: Option<String>,
@@ -562,5 +564,4 @@ pub(super) fn path_in(dir: &Path) -> Result<std::path::PathBuf> {
 }
 
 #[cfg(test)]
-#[path = "config_tests.rs"]
 mod tests;
