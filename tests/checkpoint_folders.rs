@@ -273,6 +273,28 @@ fn other_prefixes_are_named_as_found_and_as_expected() {
         &refused(dir.path()),
         &["_orig_mod.model.embed_tokens.weight, expected model.embed_tokens.weight"],
     );
+    // Wrappers inside a name, and other parts of a module.
+    for (with, part) in [
+        ("layers.0._orig_mod.mlp.up_proj.weight", "torch.compile"),
+        (
+            "_fsdp_wrapped_module.layers.0._fsdp_wrapped_module.mlp.up_proj.weight",
+            "FSDP",
+        ),
+        ("layers.0.mlp.up_proj.qweight", "quantization"),
+    ] {
+        let dir = renamed("nano", |name| {
+            name.replace("layers.0.mlp.up_proj.weight", with)
+        });
+        let found = format!("there is model.language_model.{with}, expected");
+        says(
+            &refused(dir.path()),
+            &[
+                "tensor layers.0.mlp.up_proj.weight is missing",
+                &found,
+                part,
+            ],
+        );
+    }
     // One tensor in two spellings.
     let dir = edited(|t| {
         let mut again = find(t, "language_model.norm.weight").clone();
@@ -645,7 +667,7 @@ fn weights_that_are_not_read_are_listed() {
         ),
         (
             &["consolidated.safetensors", "x.bin"],
-            "(there: consolidated.safetensors)",
+            "(there: x.bin, consolidated.safetensors)",
         ),
         (
             &["model.fp16.safetensors"],
@@ -690,7 +712,7 @@ fn a_stray_single_file_beside_an_index_is_read_and_named() {
         &refused(dir.path()),
         &[
             "embed_tokens.weight is missing",
-            "read: model.safetensors; not read: model-00001",
+            "read: model.safetensors; not read: model.safetensors.index.json, model-00001",
             INDEX,
             "hint: ",
         ],
@@ -698,7 +720,7 @@ fn a_stray_single_file_beside_an_index_is_read_and_named() {
     let notices = Checkpoint::open(dir.path()).unwrap().notices().to_vec();
     says(
         &notices[0].to_string(),
-        &["read from model.safetensors, not from model-00001-of-00003.safetensors"],
+        &["read from model.safetensors, not from model.safetensors.index.json, model-00001"],
     );
     // Shards that the index does not name.
     let dir = sharded();

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::checkpoint::error::{Error, Result};
+use crate::checkpoint::folder::listed;
 
 use super::files::INDEX;
 use super::names::{self, EMBED, HEAD};
@@ -55,15 +56,9 @@ impl Checkpoint {
         };
         let mut notes = Vec::new();
         let mut hint = None;
-        let ending = format!(".{name}");
-        let stem = name
-            .strip_suffix(".weight")
-            .map(|stem| format!("{stem}.base_layer."));
-        let stands_for =
-            |full: &str| full.ends_with(&ending) || stem.as_ref().is_some_and(|s| full.contains(s));
         let located = self.tensors.values().map(|t| t.full_name.as_str());
         let unknown = self.unknown.iter().map(|(name, _)| name.as_str());
-        if let Some(found) = unknown.chain(located).find(|full| stands_for(full)) {
+        if let Some(found) = names::stand_in(unknown.chain(located), name) {
             notes.push(format!("there is {found}, expected {prefix}{name}"));
             hint = Some(names::hint([found].into_iter()));
         } else if name == EMBED
@@ -87,7 +82,7 @@ impl Checkpoint {
             hint = Some(names::hint([first].into_iter()));
         }
         if !self.unread.is_empty() {
-            let (read, unread) = (self.read_names(), self.unread.join(", "));
+            let (read, unread) = (self.read_names(), listed(&self.unread));
             notes.push(format!("read: {read}; not read: {unread}"));
             if self.unread.iter().any(|name| name == INDEX) {
                 hint = hint.or(Some("model.safetensors goes before the index, as in transformers: take away the one that does not belong"));

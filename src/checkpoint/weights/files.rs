@@ -58,8 +58,8 @@ pub(super) fn weight_files(dir: &Path) -> Result<WeightFiles> {
         others.cloned().collect::<Vec<_>>()
     };
     if single {
-        let mut unread = unread(&[SINGLE.to_string()]);
-        unread.extend(index.then(|| INDEX.to_string()));
+        let index = index.then(|| INDEX.to_string()).into_iter();
+        let unread = index.chain(unread(&[SINGLE.to_string()])).collect();
         return Ok(WeightFiles {
             paths: vec![dir.join(SINGLE)],
             index: None,
@@ -150,21 +150,17 @@ fn no_weights(dir: &Path, names: &[String]) -> Error {
         let weights = weights.filter(|n| !state.iter().any(|s| n.starts_with(s)));
         weights.cloned().collect()
     };
-    let (safetensors, others) = (ending(&[".safetensors"]), ending(&OTHERS));
-    let (there, hint) = match (safetensors.is_empty(), others.is_empty()) {
-        (false, _) => (
-            safetensors,
-            "name the weights model.safetensors, or model-00001-of-0000N.safetensors and so on, or fetch their index",
-        ),
-        (true, false) => (
-            others,
-            "only safetensors weights are read: save the model with `save_pretrained` of transformers",
-        ),
-        (true, true) => (
-            Vec::new(),
-            "fetch the weights, or give the folder that holds them",
-        ),
+    let (mut there, safetensors) = (ending(&OTHERS), ending(&[".safetensors"]));
+    let hint = match (there.is_empty(), safetensors.is_empty()) {
+        (true, true) => "fetch the weights, or give the folder that holds them",
+        (true, false) => {
+            "name the weights model.safetensors, or model-00001-of-0000N.safetensors and so on, or fetch their index"
+        }
+        (false, _) => {
+            "only safetensors weights are read: save the model with `save_pretrained` of transformers"
+        }
     };
+    there.extend(safetensors);
     let beside = match there.is_empty() {
         true => "".into(),
         false => format!(" (there: {})", listed(&there)),

@@ -97,23 +97,23 @@ pub(super) fn prefix(model_type: &str) -> &'static str {
     }
 }
 
-/// What writes names that are read by nothing else, by a part of the name: what it is, and what to do.
-const WRITERS: [(&str, &str); 6] = [
+/// What writes names that are read by nothing else, by the part that it puts into them: what it is, and what to do.
+const WRITERS: [(&str, &str); 7] = [
     (
         "_orig_mod.",
         "`_orig_mod.` comes from torch.compile: save the model that was compiled, not the compiled one",
     ),
     (
-        "base_model.model.",
-        "`base_model.model.` comes from a PEFT wrapper: save what `merge_and_unload` returns",
-    ),
-    (
-        "module.",
-        "`module.` comes from DataParallel or DDP: save the model inside",
-    ),
-    (
         "_fsdp_wrapped_module.",
         "`_fsdp_wrapped_module.` comes from FSDP: save the full state dict of the model inside",
+    ),
+    (
+        "_checkpoint_wrapped_module.",
+        "`_checkpoint_wrapped_module.` comes from activation checkpointing: save the model inside",
+    ),
+    (
+        "base_model.model.",
+        "`base_model.model.` comes from a PEFT wrapper: save what `merge_and_unload` returns",
     ),
     (
         "pretrained_model.",
@@ -121,9 +121,37 @@ const WRITERS: [(&str, &str); 6] = [
     ),
     (
         "language_model.model.",
-        "`language_model.model.` is how mlx names them: fuse into, or convert, the original checkpoint",
+        "`language_model.model.` is how mlx names them: take the checkpoint that the mlx one was made of",
+    ),
+    (
+        "module.",
+        "`module.` comes from DataParallel or DDP: save the model inside",
     ),
 ];
+
+/// Whether a name has a part that begins where a component does.
+fn has_part(name: &str, part: &str) -> bool {
+    name.starts_with(part) || name.contains(&format!(".{part}"))
+}
+
+/// Of these full names, the one that stands where the tensor `name` (without prefix) should be: the same behind another
+/// prefix or in a wrapper, or another part of the same module.
+pub(super) fn stand_in<'a>(
+    mut names: impl Iterator<Item = &'a str> + Clone,
+    name: &str,
+) -> Option<&'a str> {
+    let ending = format!(".{name}");
+    let wrapped = |full: &&str| {
+        let bare = WRITERS.iter().fold(format!(".{full}"), |bare, (part, _)| {
+            bare.replace(&format!(".{part}"), ".")
+        });
+        bare.ends_with(&ending)
+    };
+    let module = name.strip_suffix("weight");
+    let part_of = |full: &&str| module.is_some_and(|module| has_part(full, module));
+    names.clone().find(wrapped).or_else(|| names.find(part_of))
+}
+
 /// Parts of the names of adapters' tensors: LoRA of PEFT and of mlx, DoRA, LoHa, LoKr, IA3, OFT, and what they wrap.
 const ADAPTERS: [&str; 9] = [
     "lora_",
@@ -143,12 +171,12 @@ pub(super) fn hint<'a>(names: impl Iterator<Item = &'a str> + Clone) -> &'static
     if names.clone().any(adapter) {
         return "this looks like an adapter that is not merged: save what `merge_and_unload` of PEFT (or mlx's `fuse`) returns";
     }
-    let of = |name: &str| WRITERS.iter().find(|(part, _)| name.starts_with(part));
+    let of = |name: &str| WRITERS.iter().find(|(part, _)| has_part(name, part));
     match names.clone().find_map(of) {
         Some((_, hint)) => hint,
         None => {
-            "config.json may belong to another checkpoint, or the checkpoint has parts (biases, a value head, quantization \
-             scales) that are not supported"
+            "save the model with `save_pretrained` of transformers; config.json may belong to another checkpoint, or the \
+             checkpoint has parts (biases, a value head, quantization scales) that are not supported"
         }
     }
 }
