@@ -9,7 +9,7 @@ use super::console::{Console, human_bytes, table};
 use super::failure::{Code, Failure, OrFail, Result};
 use super::package_view as view;
 use super::recipes::load_recipe;
-use super::source::open_bundle;
+use super::source::{open_bundle, open_snapshot};
 use crate::checkpoint::{MapError, MappedSafetensors};
 use crate::package::Package;
 
@@ -52,15 +52,16 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
             ),
         ));
     }
-    if path.is_dir() && path.join("config.json").is_file() {
+    if path.is_dir() {
         return checkpoint(path, console);
     }
     if extension == Some("safetensors") {
         return tensors(path, console);
     }
-    if extension == Some("toml") || !path.exists() {
+    if extension == Some("toml") || !(path.exists() || path.is_symlink()) {
         return recipe(path, console);
     }
+    crate::checkpoint::check_file(path).or_invalid()?;
     Err(Failure::new(
         Code::Invalid,
         format!(
@@ -89,7 +90,7 @@ fn recipe(path: &Path, console: &Console) -> Result<()> {
 }
 
 fn checkpoint(path: &Path, console: &Console) -> Result<()> {
-    let checkpoint = crate::checkpoint::Checkpoint::open(path).or_invalid()?;
+    let checkpoint = open_snapshot(path, console)?;
     let names: Vec<&str> = checkpoint.names().collect();
     let rows: Vec<(String, Vec<usize>)> = names
         .iter()
@@ -112,6 +113,7 @@ fn checkpoint(path: &Path, console: &Console) -> Result<()> {
             "text_bytes": checkpoint.text_bytes(),
             "passed_over": { "vision": passed.vision, "audio": passed.audio,
                              "shared_kv": passed.shared_kv, "other": passed.other },
+            "unknown": checkpoint.unknown().map_or(0, |(count, _)| count),
             "tensors": tensors,
         }));
     }
@@ -131,6 +133,9 @@ fn checkpoint(path: &Path, console: &Console) -> Result<()> {
         passed.shared_kv,
         passed.other
     );
+    if let Some((count, first)) = checkpoint.unknown() {
+        let _ = writeln!(text, "unknown: {count}, the first is {first}");
+    }
     console.print(&text)
 }
 
@@ -144,6 +149,9 @@ fn tensors(path: &Path, console: &Console) -> Result<()> {
         }
         MapError::Map(e) => Failure::from_error(Code::Invalid, &e),
         MapError::Header(e) => {
+            if let Err(known) = crate::checkpoint::check_file(path) {
+                return Failure::from_error(Code::Invalid, &known);
+            }
             let mut failure = Failure::from_error(Code::Invalid, &e);
             failure.causes.insert(0, failure.message.clone());
             failure.message = format!("{}: not a valid safetensors file", path.display());

@@ -70,19 +70,70 @@ pub fn check_place(dir: &Path) -> Result<()> {
 
 /// Opens a snapshot directory or a hub id, downloading it where needed.
 pub fn open_model(model: &str, console: &Console) -> Result<Checkpoint> {
-    let path = Path::new(model);
     let dir = checkpoint::resolve(model, console)
         .or_invalid()
-        .map_err(|f| {
-            f.hint(match path.exists() {
-                true => "give the directory of a Hugging Face snapshot, not a file",
-                false => {
-                    "a path must be that of a directory; a hub id looks like google/gemma-4-E2B-it"
-                }
-            })
-        })?;
+        .map_err(|f| unresolved(model, f))?;
     console.detail(&format!("checkpoint {}", dir.display()));
-    let checkpoint = Checkpoint::open(&dir).or_invalid()?;
+    open_snapshot(&dir, console)
+}
+
+/// Says first that there is no folder `model`, when it was taken for a hub id and that led nowhere.
+fn unresolved(model: &str, mut failure: Failure) -> Failure {
+    let path = Path::new(model);
+    if path.exists() {
+        let not = format!("{model}: a file, expected the folder of a checkpoint");
+        return match checkpoint::check_file(path) {
+            Ok(()) => Failure::new(Code::Invalid, not)
+                .hint("give the directory of a Hugging Face snapshot, not a file"),
+            Err(e) => Failure::from_error(Code::Invalid, &e),
+        };
+    }
+    if path.is_symlink() {
+        return Failure::new(
+            Code::Invalid,
+            format!("{model}: a link to a folder that is not there"),
+        )
+        .hint("its target was deleted or moved");
+    }
+    if looks_like_a_path(model) {
+        return Failure::new(Code::Invalid, format!("{model}: no such folder")).hint(
+            match model.starts_with('~') {
+                true => "the shell replaces ~ only at the start of a word without quotes",
+                false => {
+                    "give the folder of a checkpoint, or a hub id such as google/gemma-4-E2B-it"
+                }
+            },
+        );
+    }
+    let id = model.split('@').next().unwrap_or(model);
+    failure.causes.insert(0, failure.message);
+    failure.message = match id.contains('/') {
+        true => format!("{model}: no such folder here, so it was taken for a hub id"),
+        false => format!("{model}: no such folder here, and no hub id"),
+    };
+    failure.hint("a hub id looks like google/gemma-4-E2B-it")
+}
+
+/// Whether a model argument can only mean a path.
+fn looks_like_a_path(model: &str) -> bool {
+    let slashes = model
+        .split('@')
+        .next()
+        .unwrap_or(model)
+        .matches('/')
+        .count();
+    model.starts_with(['.', '/', '~'])
+        || model.ends_with('/')
+        || model.contains('\\')
+        || slashes > 1
+}
+
+/// Opens a snapshot directory, and warns of what one may think is read and is not.
+pub fn open_snapshot(dir: &Path, console: &Console) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::open(dir).or_invalid()?;
+    for notice in checkpoint.notices() {
+        console.warn(&notice.to_string());
+    }
     let passed = checkpoint.passed_over();
     console.detail(&format!(
         "not part of the text decoder: {} vision, {} audio, {} unused K/V, {} other tensors",
@@ -179,6 +230,31 @@ pub fn overflow_lines<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_are_told_from_hub_ids() {
+        for path in [
+            "./x",
+            "../x",
+            "/x/y",
+            "~/x",
+            "models/x/",
+            "a/b/c",
+            "a\\b",
+            ".x",
+            "a/b/c@main",
+        ] {
+            assert!(looks_like_a_path(path), "{path}");
+        }
+        for id in [
+            "google/gemma-4-E2B-it",
+            "a/b@refs/pr/3",
+            "models/x",
+            "gemma",
+        ] {
+            assert!(!looks_like_a_path(id), "{id}");
+        }
+    }
 
     #[test]
     fn a_model_is_named_by_its_hub_id() {

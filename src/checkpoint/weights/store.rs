@@ -7,18 +7,19 @@ use candle_core::safetensors::MmapedSafetensors;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use crate::checkpoint::config::{self, TextConfig};
+use crate::checkpoint::error::{Error, Result};
+use crate::checkpoint::folder;
+use crate::checkpoint::notice::Notice;
+use crate::checkpoint::pointer::{check_file, or_explained};
+use crate::checkpoint::tensor::{StoredDType, TensorView, prefetch};
 use crate::progress::Progress;
 
-use super::config::{self, TextConfig};
-use super::error::{Error, Result};
-use super::fields::{Fields, read_json, shorten};
+use super::files::{self, WeightFiles};
+use super::head;
 use super::header;
-use super::tensor::{StoredDType, TensorView, prefetch};
+use super::names::{self, Class, EMBED, HEAD};
 
-/// Name of unsharded weights.
-pub(super) const SINGLE: &str = "model.safetensors";
-/// Name of the shard index.
-pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// Files beside config and weights that a converted model keeps.
 const TOKEN_FILES: [&str; 5] = [
     "tokenizer.json",
@@ -40,25 +41,32 @@ pub struct PassedOver {
     pub audio: usize,
     /// K and V weights of layers that share K and V.
     pub shared_kv: usize,
-    /// A head that repeats the tied table, rotary buffers, and tensors outside the model.
+    /// A head that repeats the tied table, and constants that are computed from the config.
     pub other: usize,
 }
 
-struct Located {
+pub(super) struct Located {
     /// Name in the file, prefix included.
-    full_name: String,
-    file: usize,
-    dtype: StoredDType,
-    shape: Vec<usize>,
+    pub full_name: String,
+    pub file: usize,
+    pub dtype: StoredDType,
+    pub shape: Vec<usize>,
 }
 
 /// A snapshot, opened: config read, headers checked, files mapped.
 pub struct Checkpoint {
-    dir: PathBuf,
-    config: TextConfig,
-    files: Vec<(PathBuf, MmapedSafetensors)>,
-    tensors: BTreeMap<String, Located>,
+    pub(super) dir: PathBuf,
+    pub(super) config: TextConfig,
+    pub(super) files: Vec<(PathBuf, MmapedSafetensors)>,
+    pub(super) tensors: BTreeMap<String, Located>,
+    /// Full names that are none of a Gemma 4, with their files.
+    pub(super) unknown: Vec<(String, usize)>,
+    /// A head beside no embedding table.
+    pub(super) lone_head: Option<String>,
+    /// Names of weights in the folder that are not read.
+    pub(super) unread: Vec<String>,
     passed_over: PassedOver,
+    notices: Vec<Notice>,
 }
 
 impl std::fmt::Debug for Checkpoint {
@@ -72,22 +80,30 @@ impl std::fmt::Debug for Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a snapshot directory. Reads headers, no weights.
+    /// Opens a snapshot directory. Reads headers; weights only where there is a head to compare with the embedding table.
     ///
-    /// Which tensors the model needs is for the plan of the model to say.
+    /// Which tensors the model needs is for the plan of the model to say: see [`check`](Self::check).
     pub fn open(dir: &Path) -> Result<Self> {
         let config = TextConfig::read(&config::path_in(dir)?)?;
-        let (paths, index) = weight_files(dir)?;
+        let WeightFiles {
+            paths,
+            index,
+            unread,
+        } = files::weight_files(dir)?;
         let mut checkpoint = Self {
             dir: dir.to_path_buf(),
             config,
             files: Vec::with_capacity(paths.len()),
             tensors: BTreeMap::new(),
+            unknown: Vec::new(),
+            lone_head: None,
+            unread,
             passed_over: PassedOver::default(),
+            notices: Vec::new(),
         };
         let mut seen: BTreeMap<String, usize> = BTreeMap::new();
         for (number, path) in paths.iter().enumerate() {
-            let entries = header::read(path)?;
+            let entries = header::read(path).map_err(|e| or_explained(path, e))?;
             for entry in entries {
                 if let Some(first) = seen.insert(entry.name.clone(), number) {
                     return Err(Error::DuplicateTensor {
@@ -112,10 +128,17 @@ impl Checkpoint {
         if let Some(index) = index {
             index.check(&seen, &paths)?;
         }
+        for path in checkpoint.token_paths() {
+            if folder::present(&path)? {
+                check_file(&path)?;
+            }
+        }
+        checkpoint.settle_head()?;
+        checkpoint.look_around();
         Ok(checkpoint)
     }
 
-    /// Files a tensor under the text decoder or counts it as passed over.
+    /// Files a tensor under the text decoder, counts it as passed over, or keeps its name as unknown.
     fn place(
         &mut self,
         file: usize,
@@ -123,13 +146,23 @@ impl Checkpoint {
         paths: &[PathBuf],
         entry: header::Entry,
     ) -> Result<()> {
-        let name = match classify(&entry.name, self.config.first_shared()) {
-            Class::Text(name) => name.to_string(),
-            Class::Vision => return count(&mut self.passed_over.vision),
-            Class::Audio => return count(&mut self.passed_over.audio),
-            Class::SharedKv => return count(&mut self.passed_over.shared_kv),
-            Class::Other => return count(&mut self.passed_over.other),
+        let counted = &mut self.passed_over;
+        let (name, counter) = match names::classify(&entry.name, self.config.first_shared()) {
+            Class::Text(name) => (name.to_string(), None),
+            Class::Head => (HEAD.to_string(), None),
+            Class::Vision => (String::new(), Some(&mut counted.vision)),
+            Class::Audio => (String::new(), Some(&mut counted.audio)),
+            Class::SharedKv => (String::new(), Some(&mut counted.shared_kv)),
+            Class::Buffer => (String::new(), Some(&mut counted.other)),
+            Class::Unknown => {
+                self.unknown.push((entry.name, file));
+                return Ok(());
+            }
         };
+        if let Some(counter) = counter {
+            *counter += 1;
+            return Ok(());
+        }
         let dtype =
             StoredDType::from_name(&entry.dtype).ok_or_else(|| Error::UnsupportedDtype {
                 path: path.to_path_buf(),
@@ -150,6 +183,66 @@ impl Checkpoint {
                 second: path.to_path_buf(),
             }),
         }
+    }
+
+    /// Decides what the head is. One that repeats the embedding table is passed over, one with other values stays, whatever
+    /// the config says: transformers ties neither when both are in the files and differ.
+    fn settle_head(&mut self) -> Result<()> {
+        let tied = self.config.tie_word_embeddings;
+        let shape = vec![self.config.vocab_size, self.config.hidden_size];
+        let Some(head) = self.tensors.get(HEAD) else {
+            return match tied {
+                true => Ok(()),
+                false => Err(self.missing(HEAD, &shape)),
+            };
+        };
+        let own = match self.tensors.get(EMBED) {
+            None => {
+                self.lone_head = Some(head.full_name.clone());
+                false
+            }
+            Some(table) if table.shape == shape => {
+                let head = self.tensor(HEAD, &shape)?;
+                !head::same_values(&head, &self.view(EMBED, table)?)?
+            }
+            // Another shape is for `check` to tell.
+            Some(_) => true,
+        };
+        self.config.tie_word_embeddings = !own;
+        if own && tied {
+            self.notices.push(Notice::OwnHead {
+                tensor: head.full_name.clone(),
+            });
+        }
+        if !own {
+            self.tensors.remove(HEAD);
+            self.passed_over.other += 1;
+        }
+        Ok(())
+    }
+
+    /// Notes what lies in the folder and is not read.
+    fn look_around(&mut self) {
+        if let Some(adapter) = folder::adapter(&self.dir) {
+            self.notices.push(Notice::AdapterNotApplied {
+                path: adapter.path,
+                base: adapter.base,
+            });
+        }
+        if !self.unread.is_empty() {
+            self.notices.push(Notice::WeightsNotRead {
+                dir: self.dir.clone(),
+                read: self.read_names(),
+                unread: folder::listed(&self.unread),
+            });
+        }
+    }
+
+    /// Names of the weight files that are read, for a message.
+    pub(super) fn read_names(&self) -> String {
+        let names = self.files.iter().filter_map(|(path, _)| path.file_name());
+        let names: Vec<String> = names.map(|n| n.to_string_lossy().into_owned()).collect();
+        folder::listed(&names)
     }
 
     /// The snapshot directory.
@@ -180,11 +273,7 @@ impl Checkpoint {
     /// A text tensor by its name without prefix. An absent one, or another shape than `expect`, is an error.
     pub fn tensor(&self, name: &str, expect: &[usize]) -> Result<TensorView<'_>> {
         let Some((key, located)) = self.tensors.get_key_value(name) else {
-            return Err(Error::MissingTensor {
-                dir: self.dir.clone(),
-                tensor: name.to_string(),
-                expected: expect.to_vec(),
-            });
+            return Err(self.missing(name, expect));
         };
         if located.shape != expect {
             return Err(Error::WrongShape {
@@ -226,6 +315,11 @@ impl Checkpoint {
         &self.passed_over
     }
 
+    /// What a user should know about the folder, though it is read all the same.
+    pub fn notices(&self) -> &[Notice] {
+        &self.notices
+    }
+
     /// Bytes of all text tensors.
     pub fn text_bytes(&self) -> u64 {
         let bytes = |t: &Located| (t.shape.iter().product::<usize>() * t.dtype.size()) as u64;
@@ -239,8 +333,12 @@ impl Checkpoint {
 
     /// Paths of the tokenizer, chat template, generation and model configuration files that exist.
     pub fn token_files(&self) -> Vec<PathBuf> {
-        let paths = TOKEN_FILES.iter().map(|name| self.dir.join(name));
-        paths.filter(|path| path.is_file()).collect()
+        let paths = self.token_paths();
+        paths.into_iter().filter(|path| path.is_file()).collect()
+    }
+
+    fn token_paths(&self) -> Vec<PathBuf> {
+        TOKEN_FILES.iter().map(|name| self.dir.join(name)).collect()
     }
 
     /// SHA-256, in hex, of config.json and of every text tensor's name, dtype, shape and bytes in name order: the same
@@ -285,142 +383,4 @@ impl Checkpoint {
         progress.end();
         Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
     }
-}
-
-fn count(counter: &mut usize) -> Result<()> {
-    *counter += 1;
-    Ok(())
-}
-
-enum Class<'a> {
-    Text(&'a str),
-    Vision,
-    Audio,
-    SharedKv,
-    Other,
-}
-
-/// What a full tensor name is. `first_shared` is the first layer without K and V of its own.
-fn classify(full_name: &str, first_shared: usize) -> Class<'_> {
-    let Some(inner) = full_name.strip_prefix("model.") else {
-        return Class::Other;
-    };
-    let name = inner.strip_prefix("language_model.").unwrap_or(inner);
-    let first = name.split('.').next().unwrap_or(name);
-    if name.len() == inner.len() {
-        if first.contains("vision") {
-            return Class::Vision;
-        }
-        if first.contains("audio") {
-            return Class::Audio;
-        }
-    }
-    if name.ends_with("inv_freq") || name.ends_with(".embed_scale") {
-        return Class::Other;
-    }
-    let layer = name
-        .strip_prefix("layers.")
-        .and_then(|rest| rest.split_once('.'));
-    if let Some((
-        number,
-        "self_attn.k_proj.weight" | "self_attn.v_proj.weight" | "self_attn.k_norm.weight",
-    )) = layer
-        && number.parse::<usize>().is_ok_and(|n| n >= first_shared)
-    {
-        return Class::SharedKv;
-    }
-    Class::Text(name)
-}
-
-/// The shard index: which file should hold which tensor.
-struct Index {
-    path: PathBuf,
-    files: BTreeMap<String, String>,
-}
-
-impl Index {
-    fn read(path: PathBuf) -> Result<Self> {
-        let root = read_json(&path)?;
-        let top = Fields::top(&path, &root)?;
-        let map = top.object("weight_map")?.ok_or_else(|| {
-            top.missing("weight_map", "an object from tensor names to file names")
-        })?;
-        let mut files = BTreeMap::new();
-        for (tensor, value) in map.iter() {
-            let file = value.as_str().filter(|f| is_plain_name(f));
-            let file = file.ok_or_else(|| {
-                map.invalid(
-                    tensor,
-                    "the name of a file beside the index",
-                    shorten(value),
-                )
-            })?;
-            files.insert(tensor.clone(), file.to_string());
-        }
-        if files.is_empty() {
-            return Err(top.invalid("weight_map", "at least one tensor", "none"));
-        }
-        Ok(Self { path, files })
-    }
-
-    /// Every tensor is where the index says. Tensors that the index does not list are accepted.
-    fn check(&self, seen: &BTreeMap<String, usize>, paths: &[PathBuf]) -> Result<()> {
-        for (tensor, shard) in &self.files {
-            let at = seen.get(tensor).and_then(|file| paths[*file].file_name());
-            if at.is_none_or(|name| name != shard.as_str()) {
-                return Err(Error::IndexMismatch {
-                    index: self.path.clone(),
-                    tensor: tensor.clone(),
-                    shard: shard.clone(),
-                });
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A file name without directories.
-fn is_plain_name(name: &str) -> bool {
-    Path::new(name).file_name().is_some_and(|f| f == name)
-}
-
-/// Names of the shards that an index file lists, sorted, each once.
-pub(super) fn shard_names(index: &Path) -> Result<Vec<String>> {
-    let index = Index::read(index.to_path_buf())?;
-    let names: std::collections::BTreeSet<String> = index.files.into_values().collect();
-    Ok(names.into_iter().collect())
-}
-
-/// Whether every weight file of a snapshot is there.
-pub(super) fn has_weights(dir: &Path) -> bool {
-    weight_files(dir).is_ok()
-}
-
-/// The weight files of a snapshot: `model.safetensors`, or the shards of its index.
-fn weight_files(dir: &Path) -> Result<(Vec<PathBuf>, Option<Index>)> {
-    let single = dir.join(SINGLE);
-    if single.is_file() {
-        return Ok((vec![single], None));
-    }
-    let missing = |file: String, hint: &str| Error::MissingFile {
-        dir: dir.to_path_buf(),
-        file,
-        hint: hint.into(),
-    };
-    let path = dir.join(INDEX);
-    if !path.is_file() {
-        let hint = "only safetensors weights are read";
-        return Err(missing(format!("{SINGLE} and no {INDEX}"), hint));
-    }
-    let shards = shard_names(&path)?;
-    for shard in &shards {
-        if !dir.join(shard).is_file() {
-            return Err(missing(
-                shard.clone(),
-                "the index names it; fetch the whole snapshot",
-            ));
-        }
-    }
-    let index = Index::read(path)?;
-    Ok((shards.iter().map(|s| dir.join(s)).collect(), Some(index)))
 }

@@ -1,7 +1,7 @@
 //! The fields of `config.json` about a mixture of experts.
 
-use super::error::Result;
-use super::fields::Fields;
+use crate::checkpoint::error::Result;
+use crate::checkpoint::fields::Fields;
 
 /// Most experts accepted, and the widest: their product with the largest hidden size fits in 64 bits.
 const MAX_EXPERTS: usize = 1 << 12;

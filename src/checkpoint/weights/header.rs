@@ -12,8 +12,8 @@ use std::path::Path;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
-use super::error::{Error, Result};
-use super::fields::shorten;
+use crate::checkpoint::error::{Error, Result};
+use crate::checkpoint::fields::shorten;
 
 /// Longest header accepted, as in the safetensors crate.
 const MAX_HEADER: u64 = 100_000_000;

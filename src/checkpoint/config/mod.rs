@@ -6,13 +6,16 @@
 //! model leaves out: those must be there. A field that would change the arithmetic in a way that is not implemented is an
 //! error.
 
+mod moe;
+
 use std::path::Path;
 
 use serde_json::Value;
 
-use super::error::{Error, Result};
-use super::fields::{Fields, parse_json, read_json, shorten};
-use super::moe::MoeConfig;
+use crate::checkpoint::error::{Error, Result};
+use crate::checkpoint::fields::{Fields, parse_json, read_json, shorten};
+use crate::checkpoint::folder::{not_a_snapshot, present};
+pub use moe::MoeConfig;
 
 /// Attention of a layer. `layer_types` of the config is authoritative.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -108,6 +111,9 @@ pub struct TextConfig {
     pub final_logit_softcapping: Option<f64>,
     /// Positions the model was made for.
     pub max_position_embeddings: usize,
+    /// Whether the head is the embedding table. As `config.json` says; in an opened
+    /// [`Checkpoint`](crate::checkpoint::Checkpoint), as its files have it.
+    pub tie_word_embeddings: bool,
     /// `dtype` (or `torch_dtype`) as written.
     pub dtype: Option<String>,
     /// First token of a text.
@@ -175,6 +181,8 @@ impl TextConfig {
             max_position_embeddings: text
                 .count_opt("max_position_embeddings", MAX_SIZE)?
                 .unwrap_or(if unified { 262_144 } else { 131_072 }),
+            // transformers looks at the value at the top alone.
+            tie_word_embeddings: top.flag("tie_word_embeddings", true)?,
             dtype: dtype(&text, &top)?,
             bos_token_id: text.token_ids("bos_token_id")?.first().copied().or(Some(2)),
             pad_token_id: text
@@ -242,9 +250,6 @@ fn reject_unsupported(fields: &Fields) -> Result<()> {
     }
     if fields.flag("attention_bias", false)? {
         return Err(fields.unsupported("attention_bias", "false"));
-    }
-    if !fields.flag("tie_word_embeddings", true)? {
-        return Err(fields.unsupported("tie_word_embeddings", "true"));
     }
     match fields.string_opt("hidden_activation")? {
         None | Some("gelu_pytorch_tanh") => {}
@@ -548,16 +553,15 @@ pub(super) fn eos_of_file(path: &Path) -> Result<Vec<u32>> {
 /// The path of a snapshot's config, checked to exist.
 pub(super) fn path_in(dir: &Path) -> Result<std::path::PathBuf> {
     let path = dir.join("config.json");
-    if path.is_file() {
+    if present(&path)? {
         return Ok(path);
     }
-    Err(Error::MissingFile {
+    Err(not_a_snapshot(dir).unwrap_or_else(|| Error::MissingFile {
         dir: dir.to_path_buf(),
         file: "config.json".into(),
         hint: "give the directory of a Hugging Face snapshot, or a hub id".into(),
-    })
+    }))
 }
 
 #[cfg(test)]
-#[path = "config_tests.rs"]
 mod tests;

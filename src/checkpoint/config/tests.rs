@@ -357,7 +357,6 @@ fn unsupported_fields_are_named() {
         ("attention_bias", json!(true)),
         ("hidden_activation", json!("silu")),
         ("use_bidirectional_attention", json!("all")),
-        ("tie_word_embeddings", json!(false)),
         ("quantization_config", json!({"quant_method": "gptq"})),
         ("rope_scaling", json!({"factor": 8.0})),
         ("attn_logit_softcapping", json!(50.0)),
