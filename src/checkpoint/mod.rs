@@ -24,7 +24,7 @@ mod tokenizer;
 pub use chat::{ChatTemplate, Message, stop_ids};
 pub use config::{HeadConfig, LayerKind, RopeParameters, RopeType, TextConfig};
 pub use error::{Error, Result};
-pub use hub::{HubOptions, resolve, resolve_with};
+pub use hub::{HubOptions, Proxies, resolve, resolve_adapter, resolve_adapter_with, resolve_with};
 pub use moe::MoeConfig;
 pub use store::{Checkpoint, HASHED, PassedOver};
 pub use tensor::{StoredDType, TensorView};
