@@ -30,7 +30,7 @@ mod weights;
 pub use chat::{ChatTemplate, Message, stop_ids};
 pub use config::{HeadConfig, LayerKind, MoeConfig, RopeParameters, RopeType, TextConfig};
 pub use error::{Error, Result};
-pub use hub::{HubOptions, resolve, resolve_with};
+pub use hub::{HubOptions, Proxies, resolve, resolve_adapter, resolve_adapter_with, resolve_with};
 pub(crate) use mapped::{MapError, MappedSafetensors};
 pub use notice::Notice;
 pub use pointer::check_file;
