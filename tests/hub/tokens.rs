@@ -65,32 +65,32 @@ fn the_cache_is_where_the_python_client_has_it() {
 
 #[test]
 fn the_token_is_found_where_the_python_client_finds_it() {
-    let file = |path: &str| (None, Some(PathBuf::from(path)));
+    let file = |path: &str| Some(PathBuf::from(path));
     let own = |token: &str| Some(token.to_string());
     for (set, token, path) in [
-        (&[][..], None, file("/home/me/.cache/huggingface/token").1),
-        (&[("HF_HOME", "/a")], None, file("/a/token").1),
+        (&[][..], None, file("/home/me/.cache/huggingface/token")),
+        (&[("HF_HOME", "/a")], None, file("/a/token")),
         // The cache may be elsewhere; the token stays at home.
         (
             &[("HF_HUB_CACHE", "/c"), ("HF_HOME", "/a")],
             None,
-            file("/a/token").1,
+            file("/a/token"),
         ),
-        (&[("HF_TOKEN_PATH", "~/t")], None, file("/home/me/t").1),
+        (&[("HF_TOKEN_PATH", "~/t")], None, file("/home/me/t")),
         (
             &[("HF_TOKEN", " hf_a\r\n")],
             own("hf_a"),
-            file("/home/me/.cache/huggingface/token").1,
+            file("/home/me/.cache/huggingface/token"),
         ),
         (
             &[("HF_TOKEN", "hf_a"), ("HUGGING_FACE_HUB_TOKEN", "hf_b")],
             own("hf_a"),
-            file("/home/me/.cache/huggingface/token").1,
+            file("/home/me/.cache/huggingface/token"),
         ),
         (
             &[("HF_TOKEN", ""), ("HUGGING_FACE_HUB_TOKEN", "hf_b")],
             own("hf_b"),
-            file("/home/me/.cache/huggingface/token").1,
+            file("/home/me/.cache/huggingface/token"),
         ),
         (
             &[("HF_TOKEN", "hf_a"), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")],
@@ -104,7 +104,7 @@ fn the_token_is_found_where_the_python_client_finds_it() {
                 ("HF_HOME", "/a"),
             ],
             own("hf_a"),
-            file("/a/token").1,
+            file("/a/token"),
         ),
     ] {
         let options = options(set).expect("options");
@@ -290,10 +290,8 @@ fn unknown_and_gated_models() {
     ] {
         let status = if code == "GatedRepo" { 403 } else { 404 };
         let evil = format!("{said}\u{1b}[31m{}", "x".repeat(1000));
-        hub.on(move |_, _| {
-            let reply = Reply::new(status, "<html>page</html>").with("X-Error-Code", code);
-            Some(reply.with("X-Error-Message", evil.clone()))
-        });
+        let body = serde_json::json!({"error": evil}).to_string();
+        hub.on(move |_, _| Some(Reply::new(status, body.clone()).with("X-Error-Code", code)));
         let (message, hint) = hub_error(hub.resolve(REPO));
         assert!(
             message.contains(said) && hint.contains(wanted),

@@ -16,31 +16,6 @@ const DEFAULT_RETRIES: usize = 5;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause before the first retry; each further one doubles.
 const RETRY_WAIT: Duration = Duration::from_secs(1);
-/// Every variable that is read.
-const VARIABLES: [&str; 22] = [
-    "HF_ENDPOINT",
-    "HF_HOME",
-    "XDG_CACHE_HOME",
-    "HF_HUB_CACHE",
-    "HUGGINGFACE_HUB_CACHE",
-    "HF_TOKEN",
-    "HUGGING_FACE_HUB_TOKEN",
-    "HF_TOKEN_PATH",
-    "HF_HUB_DISABLE_IMPLICIT_TOKEN",
-    "HF_HUB_OFFLINE",
-    "TRANSFORMERS_OFFLINE",
-    "HF_HUB_ETAG_TIMEOUT",
-    "HF_HUB_DOWNLOAD_TIMEOUT",
-    "HF_HUB_DISABLE_SYMLINKS",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "ALL_PROXY",
-    "NO_PROXY",
-    "http_proxy",
-    "https_proxy",
-    "all_proxy",
-    "no_proxy",
-];
 
 /// Where the hub is, where files go and who asks.
 #[derive(Clone, PartialEq, Eq)]
@@ -73,12 +48,19 @@ impl HubOptions {
     /// Options from the environment. An error when there is neither a cache variable nor a home directory, or when a variable
     /// makes no sense.
     pub fn from_env() -> Result<Self> {
-        for name in VARIABLES {
-            if std::env::var_os(name).is_some_and(|value| value.to_str().is_none()) {
-                return Err(invalid(name, "a value in UTF-8", "other bytes"));
+        let odd = std::cell::Cell::new(None);
+        let get = |name: &str| match std::env::var(name) {
+            Err(std::env::VarError::NotUnicode(_)) => {
+                odd.set(Some(name.to_string()));
+                None
             }
+            value => value.ok(),
+        };
+        let options = Self::from_variables(get, std::env::home_dir());
+        match odd.take() {
+            Some(name) => Err(invalid(&name, "a value in UTF-8", "other bytes")),
+            None => options,
         }
-        Self::from_variables(|name| std::env::var(name).ok(), std::env::home_dir())
     }
 
     /// [`from_env`](Self::from_env) with another source of variables. Blank values count as absent.

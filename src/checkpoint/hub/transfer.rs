@@ -140,6 +140,9 @@ fn attempt(
         let text = format!("expected {size} bytes, got {}", part.len);
         return Err(Failure::cut(text).into());
     }
+    if size.is_none() {
+        part.settle(&item.metadata.etag)?;
+    }
     if expected.is_none() && matches!(part.hash, Hash::None) {
         part.restart()?;
         return Err(Failure::broken(
@@ -290,7 +293,10 @@ impl Partial {
             misled: false,
         };
         match size.is_some_and(|size| len <= size) {
-            true => part.rehash(len)?,
+            true => {
+                part.rehash(len)?;
+                part.kept = len > 0;
+            }
             // Of no use: too long, or nobody can tell what is missing.
             false => part.restart()?,
         }
@@ -308,8 +314,15 @@ impl Partial {
             self.hash.update(&buffer[..count]);
             self.len += count as u64;
         }
-        self.kept = self.len > 0;
         Ok(())
+    }
+
+    /// Hashes what is there once more, with a length that was not known before.
+    fn settle(&mut self, etag: &str) -> Result<()> {
+        let len = std::mem::take(&mut self.len);
+        self.file.seek(SeekFrom::Start(0)).map_err(at(&self.path))?;
+        self.hash = Hash::of(etag, Some(len));
+        self.rehash(len)
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
