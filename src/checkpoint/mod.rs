@@ -8,24 +8,23 @@
 //! files, `model.` in text-only ones. Vision and audio tensors, an `lm_head.weight` that repeats the tied table, and the K and
 //! V weights that google's files carry for layers that share K and V, are passed over and counted.
 
-mod chat;
-mod clock;
 mod config;
 mod error;
 mod fields;
 mod header;
 mod hub;
 mod moe;
-mod python_json;
 mod store;
+mod template;
 mod tensor;
-mod tokenizer;
+mod text;
 
-pub use chat::{ChatTemplate, Message, stop_ids};
 pub use config::{HeadConfig, LayerKind, RopeParameters, RopeType, TextConfig};
 pub use error::{Error, Result};
 pub use hub::{HubOptions, resolve, resolve_with};
 pub use moe::MoeConfig;
 pub use store::{Checkpoint, HASHED, PassedOver};
 pub use tensor::{StoredDType, TensorView};
-pub use tokenizer::{StreamDecoder, Tokenizer};
+pub use text::{
+    ChatTemplate, Message, Piece, Reply, ReplyDecoder, StreamDecoder, Tokenizer, stop_ids,
+};
