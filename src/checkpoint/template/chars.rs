@@ -34,10 +34,15 @@ pub fn is_decimal(c: char) -> bool {
         .is_some_and(|r| r.is_match(c.encode_utf8(&mut bytes)))
 }
 
-/// Characters with case; letters that `str.title` and `str.istitle` treat as parts of a word.
+/// Letters in title case: neither large nor small.
+pub fn is_title(c: char) -> bool {
+    matches!(c, '\u{1c5}' | '\u{1c8}' | '\u{1cb}' | '\u{1f2}' | '\u{1f88}'..='\u{1f8f}'
+        | '\u{1f98}'..='\u{1f9f}' | '\u{1fa8}'..='\u{1faf}' | '\u{1fbc}' | '\u{1fcc}' | '\u{1ffc}')
+}
+
+/// Characters with case: those that make up a word for `str.title`.
 pub fn is_cased(c: char) -> bool {
-    c.is_lowercase() || c.is_uppercase() || ('\u{1c4}'..='\u{1cc}').contains(&c)
-        || ('\u{1f1}'..='\u{1f3}').contains(&c)
+    c.is_lowercase() || c.is_uppercase() || is_title(c)
 }
 
 /// Adds a character in title case.
@@ -61,7 +66,24 @@ pub fn push_title(out: &mut String, c: char) {
     }
     // Ligatures and sharp s: the first letter large, the others small.
     let ligature = matches!(c, 'ß' | '\u{fb00}'..='\u{fb06}' | '\u{fb13}'..='\u{fb17}' | '\u{587}');
+    // Greek with an accent and iota below: only the iota stays small.
+    let iota = matches!(
+        c,
+        '\u{1fb2}'
+            | '\u{1fb4}'
+            | '\u{1fb7}'
+            | '\u{1fc2}'
+            | '\u{1fc4}'
+            | '\u{1fc7}'
+            | '\u{1ff2}'
+            | '\u{1ff4}'
+            | '\u{1ff7}'
+    );
     for (n, upper) in c.to_uppercase().enumerate() {
+        if n > 0 && iota && upper == '\u{399}' {
+            out.push('\u{345}');
+            continue;
+        }
         match n > 0 && ligature {
             true => out.extend(upper.to_lowercase()),
             false => out.push(upper),

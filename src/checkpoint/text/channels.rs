@@ -53,7 +53,9 @@ impl<'a> ReplyDecoder<'a> {
         let marks = tokenizer.id(OPEN).zip(tokenizer.id(CLOSE));
         let last = marks.and_then(|(open, close)| {
             let at = prompt.iter().rposition(|id| *id == open || *id == close)?;
-            (prompt[at] == open).then_some(at)
+            // One in an earlier turn is followed by the marks of turns.
+            let goes_on = !prompt[at + 1..].iter().any(|id| tokenizer.is_special(*id));
+            (prompt[at] == open && goes_on).then_some(at)
         });
         let mut decoder = Self {
             tokenizer,

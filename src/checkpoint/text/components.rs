@@ -18,18 +18,48 @@ const MAX_NESTING: usize = 6;
 const MAX_PARTS: usize = 16;
 
 const NORMALIZERS: [&str; 13] = [
-    "Sequence", "Replace", "Prepend", "Strip", "NFC", "NFD", "NFKC", "NFKD", "Lowercase",
-    "StripAccents", "Nmt", "ByteLevel", "BertNormalizer",
+    "Sequence",
+    "Replace",
+    "Prepend",
+    "Strip",
+    "NFC",
+    "NFD",
+    "NFKC",
+    "NFKD",
+    "Lowercase",
+    "StripAccents",
+    "Nmt",
+    "ByteLevel",
+    "BertNormalizer",
 ];
 const PRE_TOKENIZERS: [&str; 10] = [
-    "Sequence", "Split", "ByteLevel", "Metaspace", "Digits", "Whitespace", "WhitespaceSplit",
-    "Punctuation", "BertPreTokenizer", "CharDelimiterSplit",
+    "Sequence",
+    "Split",
+    "ByteLevel",
+    "Metaspace",
+    "Digits",
+    "Whitespace",
+    "WhitespaceSplit",
+    "Punctuation",
+    "BertPreTokenizer",
+    "CharDelimiterSplit",
 ];
 const POST_PROCESSORS: [&str; 5] = [
-    "Sequence", "TemplateProcessing", "ByteLevel", "BertProcessing", "RobertaProcessing",
+    "Sequence",
+    "TemplateProcessing",
+    "ByteLevel",
+    "BertProcessing",
+    "RobertaProcessing",
 ];
 const DECODERS: [&str; 9] = [
-    "Sequence", "Replace", "ByteFallback", "Fuse", "Strip", "ByteLevel", "Metaspace", "WordPiece",
+    "Sequence",
+    "Replace",
+    "ByteFallback",
+    "Fuse",
+    "Strip",
+    "ByteLevel",
+    "Metaspace",
+    "WordPiece",
     "BPEDecoder",
 ];
 
@@ -79,9 +109,24 @@ pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Components> {
         }
     })?;
     let kinds = [
-        ("normalizer", &root.normalizer, "normalizers", &NORMALIZERS[..]),
-        ("pre_tokenizer", &root.pre_tokenizer, "pretokenizers", &PRE_TOKENIZERS),
-        ("post_processor", &root.post_processor, "processors", &POST_PROCESSORS),
+        (
+            "normalizer",
+            &root.normalizer,
+            "normalizers",
+            &NORMALIZERS[..],
+        ),
+        (
+            "pre_tokenizer",
+            &root.pre_tokenizer,
+            "pretokenizers",
+            &PRE_TOKENIZERS,
+        ),
+        (
+            "post_processor",
+            &root.post_processor,
+            "processors",
+            &POST_PROCESSORS,
+        ),
         ("decoder", &root.decoder, "decoders", &DECODERS),
     ];
     for (field, component, list, known) in kinds {
@@ -112,20 +157,32 @@ fn failed(path: &Path, message: impl ToString) -> Error {
 
 fn check(path: &Path, field: &str, component: &Value, list: &str, known: &[&str]) -> Result<()> {
     let parts = flatten(component, list).ok_or_else(|| {
-        failed(path, format!("{field}: expected at most {MAX_NESTING} levels of components"))
+        failed(
+            path,
+            format!("{field}: expected at most {MAX_NESTING} levels of components"),
+        )
     })?;
     if parts.len() > MAX_PARTS {
         return Err(failed(
             path,
-            format!("{field}: expected at most {MAX_PARTS} components, got {}", parts.len()),
+            format!(
+                "{field}: expected at most {MAX_PARTS} components, got {}",
+                parts.len()
+            ),
         ));
     }
     for part in parts {
-        let kind = part.get("type").and_then(Value::as_str).unwrap_or("(no type)");
+        let kind = part
+            .get("type")
+            .and_then(Value::as_str)
+            .unwrap_or("(no type)");
         if !known.contains(&kind) {
             return Err(failed(
                 path,
-                format!("{field}: {kind} is not supported, supported: {}", known.join(", ")),
+                format!(
+                    "{field}: {kind} is not supported, supported: {}",
+                    known.join(", ")
+                ),
             ));
         }
     }

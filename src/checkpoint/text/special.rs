@@ -44,7 +44,7 @@ pub(super) fn read(dir: &Path) -> Result<Special> {
         },
         ..Special::default()
     };
-    let mut extra = Vec::new();
+    let mut extra = Extra::default();
     take(&mut special, &mut extra, fields.iter());
     match fields.get("added_tokens_decoder") {
         Some(Value::Object(tokens)) => {
@@ -60,7 +60,7 @@ pub(super) fn read(dir: &Path) -> Result<Special> {
         _ => read_legacy(dir, &mut special, &mut extra)?,
     }
     let named = special.named.iter().map(|(_, text)| text.clone());
-    for text in named.chain(extra).collect::<Vec<_>>() {
+    for text in named.chain(extra.texts()).collect::<Vec<_>>() {
         if !special.added.iter().any(|a| a.token.content == text) {
             let token = tokenizers::AddedToken::from(text, true);
             special.added.push(Added { id: None, token });
@@ -69,10 +69,26 @@ pub(super) fn read(dir: &Path) -> Result<Special> {
     Ok(special)
 }
 
+/// Special tokens without names. The older list counts where the newer one is empty.
+#[derive(Default)]
+struct Extra {
+    extra: Vec<String>,
+    additional: Vec<String>,
+}
+
+impl Extra {
+    fn texts(&self) -> Vec<String> {
+        match self.extra.is_empty() {
+            true => self.additional.clone(),
+            false => self.extra.clone(),
+        }
+    }
+}
+
 /// Takes named tokens and lists of further ones. A later file wins.
 fn take<'a>(
     special: &mut Special,
-    extra: &mut Vec<String>,
+    extra: &mut Extra,
     fields: impl Iterator<Item = (&'a String, &'a Value)>,
 ) {
     for (name, value) in fields {
@@ -83,8 +99,11 @@ fn take<'a>(
                     name_token(special, name, value);
                 }
             }
-            ("extra_special_tokens" | "additional_special_tokens", Value::Array(list)) => {
-                extra.extend(list.iter().filter_map(text_of));
+            ("extra_special_tokens", Value::Array(list)) => {
+                extra.extra.extend(list.iter().filter_map(text_of));
+            }
+            ("additional_special_tokens", Value::Array(list)) => {
+                extra.additional = list.iter().filter_map(text_of).collect();
             }
             ("bos_token", Value::Null) => special.bos = Some(None),
             (name, value) if name.ends_with("_token") => name_token(special, name, value),
@@ -120,7 +139,7 @@ fn token_of(value: &Value, special: bool) -> Option<tokenizers::AddedToken> {
     Some(token)
 }
 
-fn read_legacy(dir: &Path, special: &mut Special, extra: &mut Vec<String>) -> Result<()> {
+fn read_legacy(dir: &Path, special: &mut Special, extra: &mut Extra) -> Result<()> {
     let path = dir.join("special_tokens_map.json");
     if path.is_file() {
         let root = read_json(&path)?;
@@ -134,9 +153,9 @@ fn read_legacy(dir: &Path, special: &mut Special, extra: &mut Vec<String>) -> Re
             let number = id.as_u64().and_then(|n| u32::try_from(n).ok());
             let id = number.ok_or_else(|| fields.invalid(text, "a token id", id))?;
             let named = special.named.iter().any(|(_, t)| t == text);
-            let is_special = named || extra.contains(text);
-            let token = tokenizers::AddedToken::from(text.clone(), is_special)
-                .normalized(!is_special);
+            let is_special = named || extra.texts().contains(text);
+            let token =
+                tokenizers::AddedToken::from(text.clone(), is_special).normalized(!is_special);
             special.added.push(Added {
                 id: Some(id),
                 token,

@@ -103,8 +103,8 @@ impl<'a> StreamDecoder<'a> {
             Composition::ByteRuns => match byte_of(&token) {
                 Some(byte) => {
                     self.run.push(byte);
-                    let broken = std::str::from_utf8(&self.run)
-                        .is_err_and(|e| e.error_len().is_some());
+                    let broken =
+                        std::str::from_utf8(&self.run).is_err_and(|e| e.error_len().is_some());
                     if !broken {
                         return Ok(String::new());
                     }
@@ -114,8 +114,8 @@ impl<'a> StreamDecoder<'a> {
             Composition::Tokens | Composition::Bytes => {}
         }
         let text = self.tokenizer.decode(&self.window)?;
-        let incomplete = self.tokenizer.composition() == Composition::Bytes
-            && text.ends_with(REPLACEMENT);
+        let incomplete =
+            self.tokenizer.composition() == Composition::Bytes && text.ends_with(REPLACEMENT);
         let end = match incomplete {
             true => text.len() - REPLACEMENT.len_utf8(),
             false => text.len(),
@@ -135,10 +135,12 @@ impl<'a> StreamDecoder<'a> {
 
     fn hand_out(&mut self, text: &str, end: usize) -> Result<String> {
         let end = end.max(self.printed);
-        let new = text.get(self.printed..end).ok_or_else(|| Error::Tokenizer {
-            path: self.tokenizer.path().to_path_buf(),
-            message: "the decoder takes text back that an earlier token gave".into(),
-        })?;
+        let new = text
+            .get(self.printed..end)
+            .ok_or_else(|| Error::Tokenizer {
+                path: self.tokenizer.path().to_path_buf(),
+                message: "the decoder takes text back that an earlier token gave".into(),
+            })?;
         self.printed = end;
         Ok(new.to_string())
     }

@@ -37,7 +37,9 @@ impl Tokenizer {
         let path = dir.join("tokenizer.json");
         if !path.is_file() {
             let hint = match dir.join("tokenizer.model").is_file() {
-                true => "there is a tokenizer.model, which is not read: save the tokenizer with transformers, which writes tokenizer.json",
+                true => {
+                    "there is a tokenizer.model, which is not read: save the tokenizer with transformers, which writes tokenizer.json"
+                }
                 false => "fetch the tokenizer's files with the checkpoint",
             };
             return Err(Error::MissingFile {
@@ -103,6 +105,11 @@ impl Tokenizer {
 
     /// Text of token ids, special tokens left out. Bytes that are not UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        let has_text = |id: &u32| self.token(*id).is_some_and(|t| !self.is_skipped(&t));
+        if !ids.iter().any(has_text) {
+            // Some decoders of the library do not take an empty list.
+            return Ok(String::new());
+        }
         self.inner.decode(ids, true).map_err(|e| self.error(&*e))
     }
 
@@ -132,6 +139,10 @@ impl Tokenizer {
 
     pub(super) fn is_skipped(&self, token: &str) -> bool {
         self.skipped.contains(token)
+    }
+
+    pub(super) fn is_special(&self, id: u32) -> bool {
+        self.token(id).is_some_and(|token| self.is_skipped(&token))
     }
 
     pub(super) fn path(&self) -> &Path {

@@ -20,7 +20,13 @@ const INT_METHODS: [&str; 7] = [
     "from_bytes",
     "is_integer",
 ];
-const FLOAT_METHODS: [&str; 5] = ["is_integer", "conjugate", "as_integer_ratio", "hex", "fromhex"];
+const FLOAT_METHODS: [&str; 5] = [
+    "is_integer",
+    "conjugate",
+    "as_integer_ratio",
+    "hex",
+    "fromhex",
+];
 /// Methods that change their list or dict: the sandbox hides them.
 const LIST_UNSAFE: [&str; 8] = [
     "append", "clear", "pop", "reverse", "insert", "sort", "extend", "remove",
@@ -67,7 +73,9 @@ impl Run {
             },
             Value::Range(range) => at(key, range.len()).map(|n| Value::Int(range.get(n))),
             Value::Markup(_) => {
-                return Err(TemplateError::unsupported("an item of an escaped or safe string"));
+                return Err(TemplateError::unsupported(
+                    "an item of an escaped or safe string",
+                ));
             }
             _ => None,
         };
@@ -205,7 +213,9 @@ impl Run {
             Value::List(seq) | Value::Tuple(seq) => seq.items.len(),
             Value::Range(range) => range.len(),
             Value::Markup(_) => {
-                return Err(TemplateError::unsupported("a slice of an escaped or safe string"));
+                return Err(TemplateError::unsupported(
+                    "a slice of an escaped or safe string",
+                ));
             }
             other => {
                 return Err(TemplateError::new(format!(

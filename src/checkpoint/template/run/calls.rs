@@ -160,9 +160,7 @@ impl Run {
 
     fn call_macro(&self, called: &Macro, mut call: Call) -> Result<Value> {
         let def = &called.def;
-        let fail = |what: String| {
-            Err(TemplateError::new(format!("macro '{}' {what}", def.name)))
-        };
+        let fail = |what: String| Err(TemplateError::new(format!("macro '{}' {what}", def.name)));
         let scope = Scope::within(&called.scope);
         let count = def.params.len();
         let extra = call.positional.split_off(count.min(call.positional.len()));
@@ -183,7 +181,10 @@ impl Run {
         }
         if def.uses.caller && !own_caller {
             let caller = call.take_keyword("caller");
-            scope.set("caller", caller.unwrap_or_else(|| Value::undefined("No caller defined")));
+            scope.set(
+                "caller",
+                caller.unwrap_or_else(|| Value::undefined("No caller defined")),
+            );
         }
         if def.uses.kwargs {
             let pairs = call.keywords.drain(..).map(|(n, v)| (Value::str(n), v));

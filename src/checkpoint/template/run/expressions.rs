@@ -136,12 +136,7 @@ impl Run {
         }
     }
 
-    fn compare(
-        &self,
-        first: &Expr,
-        rest: &[(Compare, Expr)],
-        scope: &Rc<Scope>,
-    ) -> Result<Value> {
+    fn compare(&self, first: &Expr, rest: &[(Compare, Expr)], scope: &Rc<Scope>) -> Result<Value> {
         let mut left = self.eval(first, scope)?;
         for (op, right) in rest {
             let right = self.eval(right, scope)?;
@@ -182,7 +177,9 @@ impl Run {
         }
         for (name, value) in &args.keywords {
             if call.keywords.iter().any(|(n, _)| n == name) {
-                return Err(TemplateError::new(format!("keyword argument repeated: {name}")));
+                return Err(TemplateError::new(format!(
+                    "keyword argument repeated: {name}"
+                )));
             }
             call.keywords.push((name.clone(), self.eval(value, scope)?));
         }

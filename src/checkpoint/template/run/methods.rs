@@ -78,14 +78,20 @@ impl Run {
                 let [wanted] = call.bind(name, [""], 1)?;
                 let wanted = wanted.unwrap_or(Value::None);
                 let items = iterate(of, &self.budget)?;
-                Ok(Value::count(items.iter().filter(|v| equal(v, &wanted)).count()))
+                Ok(Value::count(
+                    items.iter().filter(|v| equal(v, &wanted)).count(),
+                ))
             }
             _ => {
                 let [wanted, start, stop] = call.bind(name, ["", "", ""], 1)?;
                 let wanted = wanted.unwrap_or(Value::None);
                 let items = iterate(of, &self.budget)?;
                 let place = |n: i128| {
-                    let n = if n < 0 { n.saturating_add(items.len() as i128) } else { n };
+                    let n = if n < 0 {
+                        n.saturating_add(items.len() as i128)
+                    } else {
+                        n
+                    };
                     n.clamp(0, items.len() as i128) as usize
                 };
                 let start = place(integer_or(&start, 0, name)?);
@@ -113,7 +119,9 @@ fn number_method(of: &Value, name: &str, call: &Call) -> Result<Value> {
         ("is_integer", _, _) => Err(unsupported(of, name)),
         ("bit_length", _, Some(n)) => {
             call.none(name)?;
-            Ok(Value::Int(i128::from(128 - n.unsigned_abs().leading_zeros())))
+            Ok(Value::Int(i128::from(
+                128 - n.unsigned_abs().leading_zeros(),
+            )))
         }
         ("bit_count", _, Some(n)) => {
             call.none(name)?;

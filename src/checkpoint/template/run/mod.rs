@@ -190,7 +190,11 @@ impl Run {
         Ok(Flow::Next)
     }
 
-    fn make_macro(&self, def: &std::sync::Arc<super::syntax::MacroDef>, scope: &Rc<Scope>) -> Value {
+    fn make_macro(
+        &self,
+        def: &std::sync::Arc<super::syntax::MacroDef>,
+        scope: &Rc<Scope>,
+    ) -> Value {
         self.scopes.borrow_mut().push(Rc::downgrade(scope));
         Value::object(Macro {
             def: def.clone(),
@@ -240,7 +244,9 @@ impl Run {
                 let (expected, got) = (targets.len(), items.len());
                 if got != expected {
                     let what = match got < expected {
-                        true => format!("not enough values to unpack (expected {expected}, got {got})"),
+                        true => {
+                            format!("not enough values to unpack (expected {expected}, got {got})")
+                        }
                         false => format!("too many values to unpack (expected {expected})"),
                     };
                     return Err(TemplateError::new(what));

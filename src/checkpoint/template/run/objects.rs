@@ -124,7 +124,11 @@ impl Object for Loop {
         self.def.test.is_none().then_some(self.index.get() + rest)
     }
     fn text(&self) -> Option<String> {
-        Some(format!("<LoopContext {}/{}>", self.index.get(), self.len()?))
+        Some(format!(
+            "<LoopContext {}/{}>",
+            self.index.get(),
+            self.len()?
+        ))
     }
     fn as_any(&self) -> &dyn Any {
         self

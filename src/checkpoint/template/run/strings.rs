@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::super::chars::{is_cased, is_decimal, is_printable, is_space, push_title};
+use super::super::chars::{is_cased, is_decimal, is_printable, is_space, is_title, push_title};
 use super::super::error::{Result, TemplateError};
 use super::super::value::{Budget, Value, iterate, str_format};
 use super::Run;
@@ -12,12 +12,53 @@ use super::arguments::{Call, integer, integer_or, size, string};
 
 /// Every method that Python's strings have.
 pub const STR_METHODS: [&str; 47] = [
-    "capitalize", "casefold", "center", "count", "encode", "endswith", "expandtabs", "find",
-    "format", "format_map", "index", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit",
-    "isidentifier", "islower", "isnumeric", "isprintable", "isspace", "istitle", "isupper",
-    "join", "ljust", "lower", "lstrip", "maketrans", "partition", "removeprefix", "removesuffix",
-    "replace", "rfind", "rindex", "rjust", "rpartition", "rsplit", "rstrip", "split",
-    "splitlines", "startswith", "strip", "swapcase", "title", "translate", "upper", "zfill",
+    "capitalize",
+    "casefold",
+    "center",
+    "count",
+    "encode",
+    "endswith",
+    "expandtabs",
+    "find",
+    "format",
+    "format_map",
+    "index",
+    "isalnum",
+    "isalpha",
+    "isascii",
+    "isdecimal",
+    "isdigit",
+    "isidentifier",
+    "islower",
+    "isnumeric",
+    "isprintable",
+    "isspace",
+    "istitle",
+    "isupper",
+    "join",
+    "ljust",
+    "lower",
+    "lstrip",
+    "maketrans",
+    "partition",
+    "removeprefix",
+    "removesuffix",
+    "replace",
+    "rfind",
+    "rindex",
+    "rjust",
+    "rpartition",
+    "rsplit",
+    "rstrip",
+    "split",
+    "splitlines",
+    "startswith",
+    "strip",
+    "swapcase",
+    "title",
+    "translate",
+    "upper",
+    "zfill",
 ];
 
 impl Run {
@@ -68,8 +109,14 @@ impl Run {
                 let [old, new, count] = call.bind(name, ["", "", ""], 2)?;
                 let (old, new) = (old.unwrap_or(Value::None), new.unwrap_or(Value::None));
                 let count = integer_or(&count, -1, name)?;
-                replace(s, string(&old, name)?, string(&new, name)?, count, &self.budget)
-                    .map(Value::str)
+                replace(
+                    s,
+                    string(&old, name)?,
+                    string(&new, name)?,
+                    count,
+                    &self.budget,
+                )
+                .map(Value::str)
             }
             "join" => {
                 let [items] = call.bind(name, [""], 1)?;
@@ -94,6 +141,10 @@ impl Run {
             }
             "encode" | "maketrans" | "translate" => {
                 Err(TemplateError::unsupported(format!("'.{name}' of a str")))
+            }
+            "casefold" => {
+                call.none(name)?;
+                casefold(s).map(Value::str)
             }
             _ => {
                 call.none(name)?;
@@ -155,7 +206,8 @@ impl Run {
                 }
             }
         };
-        self.budget.bytes(s.len() + pieces.len() * size_of::<Value>())?;
+        self.budget
+            .bytes(s.len() + pieces.len() * size_of::<Value>())?;
         Value::list(pieces.into_iter().map(Value::str).collect())
     }
 
@@ -206,13 +258,25 @@ fn separator_of<'a>(value: &'a Value, name: &str) -> Result<&'a str> {
 /// Splits at runs of whitespace.
 fn split_space(s: &str, most: usize, from_right: bool) -> Vec<&str> {
     let mut pieces = Vec::new();
-    let mut rest = if from_right { s.trim_end_matches(is_space) } else { s.trim_start_matches(is_space) };
+    let mut rest = if from_right {
+        s.trim_end_matches(is_space)
+    } else {
+        s.trim_start_matches(is_space)
+    };
     while !rest.is_empty() {
         if pieces.len() == most {
-            pieces.push(if from_right { rest.trim_end_matches(is_space) } else { rest });
+            pieces.push(if from_right {
+                rest.trim_end_matches(is_space)
+            } else {
+                rest
+            });
             break;
         }
-        let found = if from_right { rest.rfind(is_space) } else { rest.find(is_space) };
+        let found = if from_right {
+            rest.rfind(is_space)
+        } else {
+            rest.find(is_space)
+        };
         let Some(at) = found else {
             pieces.push(rest);
             break;
@@ -235,7 +299,11 @@ fn split_space(s: &str, most: usize, from_right: bool) -> Vec<&str> {
 /// Lines at every line break that Python knows.
 pub fn lines(s: &str, keep: bool) -> Vec<&str> {
     let is_break = |c: char| {
-        matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
+        matches!(
+            c,
+            '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'
+                ..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}'
+        )
     };
     let mut out = Vec::new();
     let mut rest = s;
@@ -283,14 +351,22 @@ fn window<'a>(
         None | Some(Value::None) => Ok(default as i128),
         Some(value) => {
             let n = integer(value, name)?;
-            Ok(if n < 0 { n.saturating_add(len as i128).max(0) } else { n })
+            Ok(if n < 0 {
+                n.saturating_add(len as i128).max(0)
+            } else {
+                n
+            })
         }
     };
     let (start, stop) = (place(start, 0)?, place(stop, len)?.min(len as i128));
     if start > stop {
         return Ok(None);
     }
-    let byte = |n: i128| s.char_indices().nth(n as usize).map_or(s.len(), |(at, _)| at);
+    let byte = |n: i128| {
+        s.char_indices()
+            .nth(n as usize)
+            .map_or(s.len(), |(at, _)| at)
+    };
     Ok(Some((&s[byte(start)..byte(stop)], start as usize)))
 }
 
@@ -301,7 +377,10 @@ fn search(s: &str, name: &str, call: &Call) -> Result<Value> {
     if matches!(name, "startswith" | "endswith") {
         let wanted = match &wanted {
             Value::Tuple(several) => several.items.iter().map(|v| string(v, name)).collect(),
-            one => vec![string(one, name)?].into_iter().map(Ok).collect::<Result<Vec<_>>>(),
+            one => vec![string(one, name)?]
+                .into_iter()
+                .map(Ok)
+                .collect::<Result<Vec<_>>>(),
         }?;
         return Ok(Value::Bool(window.is_some_and(|(part, _)| {
             wanted.iter().any(|w| match name {
@@ -339,7 +418,10 @@ pub fn replace(s: &str, old: &str, new: &str, count: i128, budget: &Budget) -> R
         true => s.chars().count() + 1,
         false => s.matches(old).count(),
     };
-    budget.bytes(s.len().saturating_add(times.min(most).saturating_mul(new.len())))?;
+    budget.bytes(
+        s.len()
+            .saturating_add(times.min(most).saturating_mul(new.len())),
+    )?;
     Ok(s.replacen(old, new, most))
 }
 
@@ -349,7 +431,11 @@ fn expand_tabs(s: &str, width: usize, budget: &Budget) -> Result<String> {
     for c in s.chars() {
         match c {
             '\t' => {
-                let missing = if width == 0 { 0 } else { width - column % width };
+                let missing = if width == 0 {
+                    0
+                } else {
+                    width - column % width
+                };
                 budget.bytes(missing)?;
                 out.extend(std::iter::repeat_n(' ', missing));
                 column += missing;
@@ -372,7 +458,6 @@ pub fn changed(s: &str, name: &str) -> Option<String> {
     Some(match name {
         "upper" => s.to_uppercase(),
         "lower" => s.to_lowercase(),
-        "casefold" => casefold(s),
         "capitalize" => capitalize(s),
         "title" => title(s),
         "swapcase" => swap_case(s),
@@ -380,8 +465,9 @@ pub fn changed(s: &str, name: &str) -> Option<String> {
     })
 }
 
-/// Lower case, except for the few letters whose folding is another.
-fn casefold(s: &str) -> String {
+/// Lower case, with the folding of the sharp s and the letters that have two lower cases. Other letters with a folding of their own
+/// are refused.
+fn casefold(s: &str) -> Result<String> {
     let mut out = String::new();
     for c in s.chars() {
         match c {
@@ -389,10 +475,17 @@ fn casefold(s: &str) -> String {
             'ς' => out.push('σ'),
             'µ' => out.push('μ'),
             'ſ' => out.push('s'),
-            c => out.extend(c.to_lowercase()),
+            c => {
+                let upper: String = c.to_uppercase().collect();
+                let cherokee = matches!(c, '\u{13a0}'..='\u{13fd}' | '\u{ab70}'..='\u{abbf}');
+                if cherokee || !upper.to_lowercase().chars().eq(c.to_lowercase()) {
+                    return Err(TemplateError::unsupported(format!("'.casefold' of {c:?}")));
+                }
+                out.extend(c.to_lowercase());
+            }
         }
     }
-    out
+    Ok(out)
 }
 
 /// The rest of a string in lower case, as a part of the whole: a final sigma is one only at the end of a word.
@@ -453,22 +546,30 @@ pub fn is_method(s: &str, name: &str) -> Result<bool> {
         "isdecimal" => some(is_decimal),
         "isdigit" | "isnumeric" if s.is_ascii() || some(is_decimal) => some(is_decimal),
         "isdigit" | "isnumeric" => {
-            return Err(TemplateError::unsupported(format!("'.{name}' of other digits than decimal ones")));
+            return Err(TemplateError::unsupported(format!(
+                "'.{name}' of other digits than decimal ones"
+            )));
         }
         "isalpha" => all_match(s, &ALPHA),
         "isalnum" => all_match(s, &ALNUM),
         "isidentifier" => all_match(s, &NAME),
-        "islower" => s.chars().any(is_cased) && !s.chars().any(|c| c.is_uppercase()),
-        "isupper" => s.chars().any(is_cased) && !s.chars().any(|c| c.is_lowercase()),
-        "istitle" => is_title(s),
+        "islower" => {
+            let large = |c: char| c.is_uppercase() || is_title(c);
+            s.chars().any(|c| c.is_lowercase()) && !s.chars().any(large)
+        }
+        "isupper" => {
+            let small = |c: char| c.is_lowercase() || is_title(c);
+            s.chars().any(|c| c.is_uppercase()) && !s.chars().any(small)
+        }
+        "istitle" => is_title_text(s),
         other => return Err(TemplateError::unsupported(format!("'.{other}' of a str"))),
     })
 }
 
-fn is_title(s: &str) -> bool {
+fn is_title_text(s: &str) -> bool {
     let (mut inside, mut seen) = (false, false);
     for c in s.chars() {
-        let (upper, lower) = (c.is_uppercase(), c.is_lowercase());
+        let (upper, lower) = (c.is_uppercase() || is_title(c), c.is_lowercase());
         if (upper && inside) || (lower && !inside) {
             return false;
         }

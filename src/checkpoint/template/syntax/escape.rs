@@ -59,8 +59,8 @@ pub fn unescape(text: &str) -> Result<String, String> {
             return Err(format!("truncated \\{kind} escape"));
         }
         let code = u32::from_str_radix(&digits, radix).map_err(|e| e.to_string())?;
-        let c = char::from_u32(code)
-            .ok_or_else(|| format!("\\{kind}{digits} is not a character"))?;
+        let c =
+            char::from_u32(code).ok_or_else(|| format!("\\{kind}{digits} is not a character"))?;
         out.push(c);
     }
     Ok(out)

@@ -39,9 +39,7 @@ impl Parser {
             | ExprKind::Binary(_, a, b) => a.depth.max(b.depth),
             ExprKind::Slice(parts) => deepest(parts.iter().flatten().map(AsRef::as_ref)),
             ExprKind::Call(a, args) | ExprKind::Test(a, _, args) => a.depth.max(args.depth()),
-            ExprKind::Filter(a, _, args) => {
-                args.depth().max(a.as_ref().map_or(0, |a| a.depth))
-            }
+            ExprKind::Filter(a, _, args) => args.depth().max(a.as_ref().map_or(0, |a| a.depth)),
             ExprKind::Compare(a, rest) => a.depth.max(deepest(rest.iter().map(|(_, e)| e))),
             ExprKind::Cond { test, then, other } => {
                 let other = other.as_ref().map_or(0, |e| e.depth);
@@ -65,7 +63,8 @@ impl Parser {
 
     /// Expressions printed one after the other.
     pub(super) fn print_of(&self, line: u32, items: Vec<Expr>) -> Result<StmtKind> {
-        self.node(line, ExprKind::Concat(items)).map(StmtKind::Print)
+        self.node(line, ExprKind::Concat(items))
+            .map(StmtKind::Print)
     }
 
     fn condition(&mut self) -> Result<Expr> {

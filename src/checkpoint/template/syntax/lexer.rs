@@ -181,9 +181,10 @@ impl<'a> Lexer<'a> {
     }
 
     fn raw(&mut self) -> Result<()> {
-        let found = self.rest.match_indices("{%").find_map(|(at, _)| {
-            raw_end(&self.rest[at..]).map(|(len, sign)| (at, len, sign))
-        });
+        let found = self
+            .rest
+            .match_indices("{%")
+            .find_map(|(at, _)| raw_end(&self.rest[at..]).map(|(len, sign)| (at, len, sign)));
         let Some((at, len, sign)) = found else {
             return self.error("missing end of raw directive");
         };
@@ -285,7 +286,9 @@ impl<'a> Lexer<'a> {
             ends.then_some(at)
         });
         let Some(end) = end else {
-            return self.error(format!("unexpected char {quote:?}: a string without its end"));
+            return self.error(format!(
+                "unexpected char {quote:?}: a string without its end"
+            ));
         };
         match unescape(&self.rest[1..=end]) {
             Ok(text) => self.push(Kind::Str(text)),
@@ -297,7 +300,13 @@ impl<'a> Lexer<'a> {
 
     fn number(&mut self) -> Result<()> {
         // `a.1.2` names two items, so what follows a point is no float.
-        let after_point = matches!(self.out.last(), Some(Token { kind: Kind::Op("."), .. }));
+        let after_point = matches!(
+            self.out.last(),
+            Some(Token {
+                kind: Kind::Op("."),
+                ..
+            })
+        );
         if let Some(len) = float_len(self.rest).filter(|_| !after_point) {
             let text = self.rest[..len].replace('_', "");
             let Ok(value) = text.parse() else {
@@ -309,7 +318,9 @@ impl<'a> Lexer<'a> {
         }
         let (len, digits, radix) = integer(self.rest);
         let Ok(value) = i128::from_str_radix(&digits, radix) else {
-            return self.error(format!("{digits}: integers beyond 128 bits are not supported"));
+            return self.error(format!(
+                "{digits}: integers beyond 128 bits are not supported"
+            ));
         };
         self.push(Kind::Int(value));
         self.take(len);

@@ -28,17 +28,12 @@ pub fn equal(a: &Value, b: &Value) -> bool {
                     .all(|(k, v)| b.get(k).is_some_and(|other| equal(v, other)))
         }
         (View(Side::Keys, a), View(Side::Keys, b)) => {
-            a.entries.len() == b.entries.len()
-                && a.entries.iter().all(|(k, _)| b.get(k).is_some())
+            a.entries.len() == b.entries.len() && a.entries.iter().all(|(k, _)| b.get(k).is_some())
         }
-        (View(Side::Items, a), View(Side::Items, b)) => {
-            equal(&Dict(a.clone()), &Dict(b.clone()))
-        }
+        (View(Side::Items, a), View(Side::Items, b)) => equal(&Dict(a.clone()), &Dict(b.clone())),
         (Range(a), Range(b)) => {
             let len = a.len();
-            len == b.len()
-                && (len == 0 || a.start == b.start)
-                && (len < 2 || a.step == b.step)
+            len == b.len() && (len == 0 || a.start == b.start) && (len < 2 || a.step == b.step)
         }
         (Namespace(a), Namespace(b)) => Rc::ptr_eq(a, b),
         (Iter(a), Iter(b)) => Rc::ptr_eq(a, b),
@@ -151,9 +146,9 @@ pub fn contains(container: &Value, item: &Value, budget: &Budget) -> Result<bool
 /// Refuses what cannot be a key.
 pub fn hashable(value: &Value) -> Result<()> {
     match value {
-        Value::List(_) | Value::Dict(_) | Value::View(Side::Keys | Side::Items, _) => {
-            Err(TemplateError::new(format!("unhashable type: '{}'", value.type_name())))
-        }
+        Value::List(_) | Value::Dict(_) | Value::View(Side::Keys | Side::Items, _) => Err(
+            TemplateError::new(format!("unhashable type: '{}'", value.type_name())),
+        ),
         Value::Tuple(items) => items.items.iter().try_for_each(hashable),
         Value::Object(_) | Value::Iter(_) | Value::Namespace(_) => Err(TemplateError::unsupported(
             format!("a {} as a key", value.type_name()),

@@ -35,7 +35,9 @@ pub fn to_i128(x: f64) -> Result<i128> {
         return Err(TemplateError::new("cannot convert float NaN to integer"));
     }
     if x.is_infinite() {
-        return Err(TemplateError::new("cannot convert float infinity to integer"));
+        return Err(TemplateError::new(
+            "cannot convert float infinity to integer",
+        ));
     }
     match x.abs() < 1.7e38 {
         true => Ok(x as i128),

@@ -52,8 +52,12 @@ impl Writer<'_> {
             Value::Str(s) | Value::Markup(s) => self.string(s),
             Value::List(seq) | Value::Tuple(seq) => self.list(&seq.items, depth)?,
             Value::Dict(d) => self.dict(d, depth)?,
-            Value::Undefined(_) | Value::View(..) | Value::Range(_) | Value::Iter(_)
-            | Value::Namespace(_) | Value::Object(_) => {
+            Value::Undefined(_)
+            | Value::View(..)
+            | Value::Range(_)
+            | Value::Iter(_)
+            | Value::Namespace(_)
+            | Value::Object(_) => {
                 return Err(TemplateError::new(format!(
                     "Object of type {} is not JSON serializable",
                     value.type_name()

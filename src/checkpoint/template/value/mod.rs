@@ -164,14 +164,17 @@ impl Range {
             false => self.start.saturating_sub(self.stop),
         };
         match span > 0 {
-            true => usize::try_from((span - 1) / self.step.saturating_abs() + 1).unwrap_or(usize::MAX),
+            true => {
+                usize::try_from((span - 1) / self.step.saturating_abs() + 1).unwrap_or(usize::MAX)
+            }
             false => 0,
         }
     }
 
     /// The number at an index.
     pub fn get(&self, index: usize) -> i128 {
-        self.start.saturating_add(self.step.saturating_mul(index as i128))
+        self.start
+            .saturating_add(self.step.saturating_mul(index as i128))
     }
 }
 

@@ -32,10 +32,14 @@ pub fn binary(op: Binary, a: &Value, b: &Value, budget: &Budget) -> Result<Value
             budget.bytes((x.items.len() + y.items.len()) * size_of::<Value>())?;
             Value::tuple([&x.items[..], &y.items].concat())
         }
-        (Binary::Mul, Value::Str(_) | Value::List(_) | Value::Tuple(_), n) if n.as_int().is_some() => {
+        (Binary::Mul, Value::Str(_) | Value::List(_) | Value::Tuple(_), n)
+            if n.as_int().is_some() =>
+        {
             repeat(a, n.as_int().unwrap_or_default(), budget)
         }
-        (Binary::Mul, n, Value::Str(_) | Value::List(_) | Value::Tuple(_)) if n.as_int().is_some() => {
+        (Binary::Mul, n, Value::Str(_) | Value::List(_) | Value::Tuple(_))
+            if n.as_int().is_some() =>
+        {
             repeat(b, n.as_int().unwrap_or_default(), budget)
         }
         (Binary::Sub, Value::View(..), Value::View(..)) => {
@@ -120,7 +124,9 @@ fn divide(a: i128, b: i128) -> Result<f64> {
     if a % b == 0 {
         return Ok((a / b) as f64);
     }
-    Err(TemplateError::unsupported("the division of integers beyond 2**53"))
+    Err(TemplateError::unsupported(
+        "the division of integers beyond 2**53",
+    ))
 }
 
 fn floats(op: Binary, a: f64, b: f64) -> Result<f64> {
@@ -163,7 +169,11 @@ fn floor_mod(a: f64, b: f64) -> (f64, f64) {
         true => 0.0_f64.copysign(a / b),
         false => {
             let floor = quotient.floor();
-            if quotient - floor > 0.5 { floor + 1.0 } else { floor }
+            if quotient - floor > 0.5 {
+                floor + 1.0
+            } else {
+                floor
+            }
         }
     };
     (floor, remainder)

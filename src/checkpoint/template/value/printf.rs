@@ -165,7 +165,11 @@ fn convert(kind: char, value: &Value, flags: &Flags, budget: &Budget) -> Result<
             Some(most) => whole.chars().take(most).collect(),
             None => whole,
         };
-        let align = if flags.left { Align::Left } else { Align::Right };
+        let align = if flags.left {
+            Align::Left
+        } else {
+            Align::Right
+        };
         pad(&cut, ' ', align, flags.width, budget)
     };
     let sign = match (flags.plus, flags.space) {
@@ -187,7 +191,11 @@ fn convert(kind: char, value: &Value, flags: &Flags, budget: &Budget) -> Result<
                     .ok_or_else(|| TemplateError::new("%c arg not in range(0x110000)"))?,
                 _ => return Err(TemplateError::new("%c requires int or char")),
             };
-            let align = if flags.left { Align::Left } else { Align::Right };
+            let align = if flags.left {
+                Align::Left
+            } else {
+                Align::Right
+            };
             return pad(&c, ' ', align, flags.width, budget);
         }
         'd' | 'i' | 'u' | 'x' | 'X' | 'o' => integer(kind, value, flags, sign)?,

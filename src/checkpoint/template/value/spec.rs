@@ -44,7 +44,11 @@ pub fn pad(text: &str, fill: char, align: Align, width: usize, budget: &Budget) 
         Align::Center => (missing / 2, missing - missing / 2),
     };
     let fill = fill.to_string();
-    Ok(format!("{}{text}{}", fill.repeat(before), fill.repeat(after)))
+    Ok(format!(
+        "{}{text}{}",
+        fill.repeat(before),
+        fill.repeat(after)
+    ))
 }
 
 /// A float in one of the notations `e`, `f`, `g` (or upper case). `alternate` keeps the point and zeros.
@@ -59,7 +63,11 @@ pub fn float_digits(x: f64, notation: char, precision: usize, alternate: bool) -
             'e' => scientific(x.abs(), precision, alternate),
             'f' => {
                 let text = format!("{:.precision$}", x.abs());
-                if alternate && precision == 0 { text + "." } else { text }
+                if alternate && precision == 0 {
+                    text + "."
+                } else {
+                    text
+                }
             }
             _ => general(x.abs(), precision.max(1), alternate),
         }
@@ -71,7 +79,10 @@ fn scientific(x: f64, precision: usize, alternate: bool) -> String {
     let text = format!("{x:.precision$e}");
     let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
     let point = if alternate && precision == 0 { "." } else { "" };
-    format!("{digits}{point}{}", exponent_of(exponent.parse().unwrap_or_default(), 'e'))
+    format!(
+        "{digits}{point}{}",
+        exponent_of(exponent.parse().unwrap_or_default(), 'e')
+    )
 }
 
 fn general(x: f64, precision: usize, alternate: bool) -> String {
@@ -81,12 +92,19 @@ fn general(x: f64, precision: usize, alternate: bool) -> String {
         .and_then(|(_, e)| e.parse().ok())
         .unwrap_or_default();
     let shorten = |digits: &str| match digits.contains('.') && !alternate {
-        true => digits.trim_end_matches('0').trim_end_matches('.').to_string(),
+        true => digits
+            .trim_end_matches('0')
+            .trim_end_matches('.')
+            .to_string(),
         false => digits.to_string(),
     };
     if exponent < -4 || exponent >= precision as i32 {
         let digits = text.split_once('e').map_or("", |(d, _)| d);
-        let point = if alternate && !digits.contains('.') { "." } else { "" };
+        let point = if alternate && !digits.contains('.') {
+            "."
+        } else {
+            ""
+        };
         return format!("{}{point}{}", shorten(digits), exponent_of(exponent, 'e'));
     }
     let decimals = (precision as i32 - 1 - exponent).max(0) as usize;
@@ -180,7 +198,9 @@ impl Spec {
         at += usize::from(spec.kind.is_some());
         match at == chars.len() {
             true => Ok(spec),
-            false => Err(TemplateError::new(format!("invalid format specifier '{text}'"))),
+            false => Err(TemplateError::new(format!(
+                "invalid format specifier '{text}'"
+            ))),
         }
     }
 
@@ -195,7 +215,9 @@ impl Spec {
             _ => Align::Right,
         };
         if self.grouping.is_some() && fill == '0' && align == Align::AfterSign {
-            return Err(TemplateError::unsupported("a thousands separator with zero padding"));
+            return Err(TemplateError::unsupported(
+                "a thousands separator with zero padding",
+            ));
         }
         digits.pad(fill, align, self.width, budget)
     }
@@ -285,7 +307,9 @@ fn format_text(value: &Value, s: &str, spec: &Spec, budget: &Budget) -> Result<S
 
 fn format_int(value: &Value, n: i128, kind: char, spec: &Spec, budget: &Budget) -> Result<String> {
     if spec.precision.is_some() {
-        return Err(TemplateError::new("precision not allowed in integer format specifier"));
+        return Err(TemplateError::new(
+            "precision not allowed in integer format specifier",
+        ));
     }
     if kind == 'c' {
         let c = u32::try_from(n).ok().and_then(char::from_u32);
@@ -299,7 +323,9 @@ fn format_int(value: &Value, n: i128, kind: char, spec: &Spec, budget: &Budget) 
     let by = match kind {
         'd' | 'n' => 3,
         'b' | 'o' | 'x' | 'X' if spec.grouping == Some(',') => {
-            return Err(TemplateError::new(format!("cannot specify ',' with '{kind}'")));
+            return Err(TemplateError::new(format!(
+                "cannot specify ',' with '{kind}'"
+            )));
         }
         'b' | 'o' | 'x' | 'X' => 4,
         _ => return Err(unknown_code(kind, value)),
@@ -316,11 +342,13 @@ fn format_float(x: f64, kind: char, spec: &Spec, budget: &Budget) -> Result<Stri
     let precision = spec.precision.unwrap_or(6);
     let digits = match kind {
         '%' => float_digits(x * 100.0, 'f', precision, spec.alternate) + "%",
-        ' ' if spec.precision.is_none() && !spec.alternate => {
-            super::float_repr(x.abs())
-        }
+        ' ' if spec.precision.is_none() && !spec.alternate => super::float_repr(x.abs()),
         // No code: as `g`, but with a digit behind the point at least.
-        ' ' => return Err(TemplateError::unsupported("a precision without a format code")),
+        ' ' => {
+            return Err(TemplateError::unsupported(
+                "a precision without a format code",
+            ));
+        }
         _ => float_digits(x, kind, precision, spec.alternate),
     };
     let zero = !digits.bytes().any(|b| (b'1'..=b'9').contains(&b)) && x.is_finite();

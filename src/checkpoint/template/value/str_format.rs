@@ -78,7 +78,11 @@ impl Formatter<'_> {
                 match (conversion, chars.next()) {
                     (Some(c), None) => (Some(c), ""),
                     (Some(c), Some(':')) => (Some(c), chars.as_str()),
-                    _ => return Err(TemplateError::new("expected ':' after conversion specifier")),
+                    _ => {
+                        return Err(TemplateError::new(
+                            "expected ':' after conversion specifier",
+                        ));
+                    }
                 }
             }
             None => (None, rest.strip_prefix(':').unwrap_or(rest)),
@@ -90,7 +94,9 @@ impl Formatter<'_> {
             Some('r') => Value::str(repr(&value)?),
             Some('a') => Value::str(ascii(&value)?),
             Some(c) => {
-                return Err(TemplateError::new(format!("unknown conversion specifier '{c}'")));
+                return Err(TemplateError::new(format!(
+                    "unknown conversion specifier '{c}'"
+                )));
             }
         };
         let spec = match spec.contains(['{', '}']) {

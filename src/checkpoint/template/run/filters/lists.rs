@@ -107,12 +107,9 @@ impl Run {
     /// Refuses what Python's `reversed` does not take.
     fn reversible(&self, value: &Value) -> Result<()> {
         match value {
-            Value::Iter(_) | Value::None | Value::Bool(_) | Value::Int(_) | Value::Float(_) => {
-                Err(TemplateError::new(format!(
-                    "'{}' object is not reversible",
-                    value.type_name()
-                )))
-            }
+            Value::Iter(_) | Value::None | Value::Bool(_) | Value::Int(_) | Value::Float(_) => Err(
+                TemplateError::new(format!("'{}' object is not reversible", value.type_name())),
+            ),
             _ => Ok(()),
         }
     }
@@ -123,7 +120,11 @@ impl Run {
         let at = match by.as_str() {
             Some("key") => 0,
             Some("value") => 1,
-            _ => return Err(TemplateError::new("you can only sort by either \"key\" or \"value\"")),
+            _ => {
+                return Err(TemplateError::new(
+                    "you can only sort by either \"key\" or \"value\"",
+                ));
+            }
         };
         let Value::Dict(dict) = value else {
             return Err(TemplateError::new(match value {
@@ -206,7 +207,11 @@ impl Run {
 
     /// `batch` and `slice`.
     fn cut(&self, name: &str, value: &Value, call: &Call) -> Result<Value> {
-        let parameter = if name == "batch" { "linecount" } else { "slices" };
+        let parameter = if name == "batch" {
+            "linecount"
+        } else {
+            "slices"
+        };
         let [count, fill] = call.bind(name, [parameter, "fill_with"], 1)?;
         let count = integer(&count.unwrap_or(Value::None), name)?;
         let fill = fill.filter(|f| !matches!(f, Value::None));
@@ -224,7 +229,8 @@ impl Run {
                 let missing = (count - part.len() as i128).max(0);
                 if let Some(fill) = fill {
                     let missing = usize::try_from(missing).unwrap_or(usize::MAX);
-                    self.budget.bytes(missing.saturating_mul(size_of::<Value>()))?;
+                    self.budget
+                        .bytes(missing.saturating_mul(size_of::<Value>()))?;
                     part.extend(std::iter::repeat_n(fill, missing));
                 }
                 parts.push(part);
@@ -234,7 +240,8 @@ impl Run {
                 return Err(TemplateError::new("integer division or modulo by zero"));
             }
             let count = usize::try_from(count).unwrap_or(0);
-            self.budget.bytes(count.saturating_mul(size_of::<Value>()))?;
+            self.budget
+                .bytes(count.saturating_mul(size_of::<Value>()))?;
             let mut items = items.into_iter();
             let len = items.len();
             for n in 0..count {

@@ -12,12 +12,60 @@ use super::arguments::{Call, integer, string};
 
 /// Names of jinja2's filters, those that are not supported included.
 const FILTERS: [&str; 55] = [
-    "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e",
-    "escape", "filesizeformat", "first", "float", "forceescape", "format", "groupby", "indent",
-    "int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "pprint",
-    "random", "reject", "rejectattr", "replace", "reverse", "round", "safe", "select",
-    "selectattr", "slice", "sort", "string", "striptags", "sum", "title", "tojson", "trim",
-    "truncate", "unique", "upper", "urlencode", "urlize", "wordcount", "wordwrap", "xmlattr",
+    "abs",
+    "attr",
+    "batch",
+    "capitalize",
+    "center",
+    "count",
+    "d",
+    "default",
+    "dictsort",
+    "e",
+    "escape",
+    "filesizeformat",
+    "first",
+    "float",
+    "forceescape",
+    "format",
+    "groupby",
+    "indent",
+    "int",
+    "items",
+    "join",
+    "last",
+    "length",
+    "list",
+    "lower",
+    "map",
+    "max",
+    "min",
+    "pprint",
+    "random",
+    "reject",
+    "rejectattr",
+    "replace",
+    "reverse",
+    "round",
+    "safe",
+    "select",
+    "selectattr",
+    "slice",
+    "sort",
+    "string",
+    "striptags",
+    "sum",
+    "title",
+    "tojson",
+    "trim",
+    "truncate",
+    "unique",
+    "upper",
+    "urlencode",
+    "urlize",
+    "wordcount",
+    "wordwrap",
+    "xmlattr",
     "markunsafe",
 ];
 
@@ -49,7 +97,8 @@ impl Run {
                 let attr = attr.unwrap_or(Value::None);
                 let attr = string(&attr, name)?;
                 let found = self.own_attribute(&value, attr)?;
-                Ok(found.unwrap_or_else(|| Value::undefined(format!("there is no attribute '{attr}'"))))
+                Ok(found
+                    .unwrap_or_else(|| Value::undefined(format!("there is no attribute '{attr}'"))))
             }
             "map" | "select" | "reject" | "selectattr" | "rejectattr" => {
                 self.pick_filter(name, &value, call)

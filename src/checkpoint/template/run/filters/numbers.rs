@@ -22,7 +22,9 @@ impl Run {
             "float" => {
                 let [default] = call.bind(name, ["default"], 0)?;
                 let found = match value {
-                    Value::Undefined(missing) => return Err(TemplateError::new(missing.to_string())),
+                    Value::Undefined(missing) => {
+                        return Err(TemplateError::new(missing.to_string()));
+                    }
                     Value::Str(s) | Value::Markup(s) => parse_float(s),
                     other => other.as_float(),
                 };
@@ -99,16 +101,25 @@ fn parse_int(text: &str, base: i128) -> Result<Option<i128>> {
     let prefixed = matches!(radix, 2 | 8 | 16) && has(radix);
     let body = if prefixed { &digits[2..] } else { digits };
     // `0x_1` is allowed, `_1` is not.
-    let body = if prefixed { body.strip_prefix('_').unwrap_or(body) } else { body };
+    let body = if prefixed {
+        body.strip_prefix('_').unwrap_or(body)
+    } else {
+        body
+    };
     let well_formed = !body.is_empty()
         && !body.starts_with('_')
         && !body.ends_with('_')
         && !body.contains("__")
         && body.chars().all(|c| c == '_' || c.is_digit(radix as u32));
-    let padded = base == 0 && !prefixed && body.starts_with('0') && body.bytes().any(|b| b != b'0' && b != b'_');
+    let padded = base == 0
+        && !prefixed
+        && body.starts_with('0')
+        && body.bytes().any(|b| b != b'0' && b != b'_');
     if !well_formed || padded {
         return match body.chars().any(|c| !c.is_ascii() && c.is_numeric()) {
-            true => Err(TemplateError::unsupported("a number in other digits than ASCII ones")),
+            true => Err(TemplateError::unsupported(
+                "a number in other digits than ASCII ones",
+            )),
             false => Ok(None),
         };
     }
@@ -127,7 +138,11 @@ fn parse_float(text: &str) -> Option<f64> {
         let digit = |b: Option<&u8>| b.is_some_and(u8::is_ascii_digit);
         at > 0 && digit(bytes.get(at - 1)) && digit(bytes.get(at + 1))
     };
-    if bytes.iter().enumerate().any(|(at, b)| *b == b'_' && !joined(at)) {
+    if bytes
+        .iter()
+        .enumerate()
+        .any(|(at, b)| *b == b'_' && !joined(at))
+    {
         return None;
     }
     text.replace('_', "").parse().ok()
@@ -159,13 +174,19 @@ fn round(value: &Value, call: &Call) -> Result<Value> {
         false => 10_f64.powi(precision as i32),
     };
     let scaled = x * unit;
-    let whole = if method == "ceil" { scaled.ceil() } else { scaled.floor() };
+    let whole = if method == "ceil" {
+        scaled.ceil()
+    } else {
+        scaled.floor()
+    };
     to_i128(whole)?;
     Ok(Value::Float((whole + 0.0) / unit))
 }
 
 fn round_int(n: i128, digits: i128) -> Result<i128> {
-    let power = u32::try_from(-digits).ok().and_then(|d| 10_i128.checked_pow(d));
+    let power = u32::try_from(-digits)
+        .ok()
+        .and_then(|d| 10_i128.checked_pow(d));
     let Some(unit) = power else {
         return Ok(0);
     };
@@ -192,7 +213,10 @@ fn file_size(value: &Value, call: &Call) -> Result<Value> {
         return Ok(Value::str("1 Byte"));
     }
     if bytes < base {
-        return Ok(Value::str(format!("{} Bytes", integer(&Value::Int(to_i128(bytes)?), "int")?)));
+        return Ok(Value::str(format!(
+            "{} Bytes",
+            integer(&Value::Int(to_i128(bytes)?), "int")?
+        )));
     }
     let names = match binary {
         true => ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB", "ZiB", "YiB"],

@@ -52,7 +52,9 @@ impl Run {
             };
             let default = call.take_keyword("default");
             if let Some((name, _)) = call.keywords.first() {
-                return Err(TemplateError::new(format!("unexpected keyword argument '{name}'")));
+                return Err(TemplateError::new(format!(
+                    "unexpected keyword argument '{name}'"
+                )));
             }
             let of = |item: &Value| self.dotted(item, &attribute, default.as_ref());
             return items.iter().map(of).collect();
@@ -61,7 +63,10 @@ impl Run {
         let filter = string(&filter, "map")?;
         items
             .into_iter()
-            .map(|item| self.budget.level(|| self.filter(filter, item, call.clone())))
+            .map(|item| {
+                self.budget
+                    .level(|| self.filter(filter, item, call.clone()))
+            })
             .collect()
     }
 
@@ -104,6 +109,10 @@ impl Run {
         default: Option<&Value>,
     ) -> Result<Value> {
         let value = self.dotted(item, path, default)?;
-        Ok(if case_sensitive { value } else { ignore_case(value) })
+        Ok(if case_sensitive {
+            value
+        } else {
+            ignore_case(value)
+        })
     }
 }

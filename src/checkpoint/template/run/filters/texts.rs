@@ -56,8 +56,14 @@ impl Run {
                     None | Some(Value::None) => -1,
                     Some(count) => integer(&count, name)?,
                 };
-                replace(&text(value)?, &text(&old)?, &text(&new)?, count, &self.budget)
-                    .map(Value::str)
+                replace(
+                    &text(value)?,
+                    &text(&old)?,
+                    &text(&new)?,
+                    count,
+                    &self.budget,
+                )
+                .map(Value::str)
             }
             "join" => self.join(value, call),
             "center" => {
@@ -117,7 +123,11 @@ impl Run {
             }
         };
         let lines = lines(&whole, false);
-        self.budget.bytes(whole.len().saturating_add(lines.len().saturating_mul(indent.len())))?;
+        self.budget.bytes(
+            whole
+                .len()
+                .saturating_add(lines.len().saturating_mul(indent.len())),
+        )?;
         let mut out = String::new();
         for (n, line) in lines.iter().enumerate() {
             let indented = match n {
@@ -171,7 +181,11 @@ impl Run {
         };
         let mut parts = Vec::new();
         for (k, v) in &pairs {
-            parts.push(format!("{}={}", quote(&text(k)?, true), quote(&text(v)?, true)));
+            parts.push(format!(
+                "{}={}",
+                quote(&text(k)?, true),
+                quote(&text(v)?, true)
+            ));
         }
         Ok(Value::str(parts.join("&")))
     }
@@ -231,7 +245,9 @@ fn truncate(value: &Value, call: &Call) -> Result<Value> {
     let cut: String = s.chars().take((length - end_len) as usize).collect();
     let kept = match kill.is_some_and(|k| k.truth()) {
         true => cut.as_str(),
-        false => cut.rsplit_once(' ').map_or(cut.as_str(), |(before, _)| before),
+        false => cut
+            .rsplit_once(' ')
+            .map_or(cut.as_str(), |(before, _)| before),
     };
     Ok(Value::str(format!("{kept}{end}")))
 }
@@ -248,7 +264,9 @@ fn xml_attributes(value: &Value, call: &Call) -> Result<Value> {
         }
         let key = string(key, "xmlattr")?;
         if key.contains(|c: char| " \t\n\r\u{b}\u{c}/>=".contains(c)) {
-            return Err(TemplateError::new(format!("invalid character in attribute name: {key:?}")));
+            return Err(TemplateError::new(format!(
+                "invalid character in attribute name: {key:?}"
+            )));
         }
         let value = match value {
             Value::Markup(escaped) => escaped.to_string(),
@@ -258,7 +276,11 @@ fn xml_attributes(value: &Value, call: &Call) -> Result<Value> {
     }
     let joined = parts.join(" ");
     let spaced = space.is_none_or(|s| s.truth()) && !joined.is_empty();
-    Ok(Value::str(if spaced { format!(" {joined}") } else { joined }))
+    Ok(Value::str(if spaced {
+        format!(" {joined}")
+    } else {
+        joined
+    }))
 }
 
 fn quote(text: &str, query: bool) -> String {
