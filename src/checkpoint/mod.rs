@@ -12,8 +12,6 @@
 //! What lies in the folder and may be thought to be read is in [`Checkpoint::notices`]; a folder or a file that is something
 //! else than it should be is named as what it is ([`Error::NotASnapshot`], [`Error::NotTheFile`]).
 
-mod chat;
-mod clock;
 mod config;
 mod error;
 mod fields;
@@ -22,12 +20,11 @@ mod hub;
 mod mapped;
 mod notice;
 mod pointer;
-mod python_json;
+mod template;
 mod tensor;
-mod tokenizer;
+mod text;
 mod weights;
 
-pub use chat::{ChatTemplate, Message, stop_ids};
 pub use config::{HeadConfig, LayerKind, MoeConfig, RopeParameters, RopeType, TextConfig};
 pub use error::{Error, Result};
 pub use hub::{HubOptions, Proxies, resolve, resolve_adapter, resolve_adapter_with, resolve_with};
@@ -35,5 +32,7 @@ pub(crate) use mapped::{MapError, MappedSafetensors};
 pub use notice::Notice;
 pub use pointer::check_file;
 pub use tensor::{StoredDType, TensorView};
-pub use tokenizer::{StreamDecoder, Tokenizer};
+pub use text::{
+    ChatTemplate, Message, Piece, Reply, ReplyDecoder, StreamDecoder, Tokenizer, stop_ids,
+};
 pub use weights::{Checkpoint, HASHED, PassedOver};
