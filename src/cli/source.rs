@@ -70,15 +70,16 @@ pub fn check_place(dir: &Path) -> Result<()> {
 /// Opens a snapshot directory or a hub id, downloading it where needed.
 pub fn open_model(model: &str, console: &Console) -> Result<Checkpoint> {
     let path = Path::new(model);
-    let dir = checkpoint::resolve(model, console)
+    let resolved = checkpoint::resolve(model, console);
+    let is_neither = matches!(resolved, Err(checkpoint::Error::BadModelId { .. }));
+    let dir = resolved
         .or_invalid()
-        .map_err(|f| {
-            f.hint(match path.exists() {
-                true => "give the directory of a Hugging Face snapshot, not a file",
-                false => {
-                    "a path must be that of a directory; a hub id looks like google/gemma-4-E2B-it"
-                }
-            })
+        .map_err(|f| match (is_neither, path.exists()) {
+            (false, _) => f,
+            (true, true) => f.hint("give the directory of a Hugging Face snapshot, not a file"),
+            (true, false) => f.hint(
+                "a path must be that of a directory; a hub id looks like google/gemma-4-E2B-it",
+            ),
         })?;
     console.detail(&format!("checkpoint {}", dir.display()));
     let checkpoint = Checkpoint::open(&dir).or_invalid()?;
