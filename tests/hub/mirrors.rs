@@ -210,3 +210,37 @@ fn a_file_of_which_nothing_is_known_is_refused() {
     assert!(message.contains("neither length nor hash"), "{message}");
     assert!(hub.part().is_none());
 }
+
+/// A plain proxy of the environment is asked, but not for hosts of `NO_PROXY`.
+#[test]
+fn a_proxy_stands_between() {
+    use std::io::{BufRead, BufReader, Write};
+    let hub = Hub::start("e4b-tiny");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("an address").to_string();
+    let proxy = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client");
+        let mut line = String::new();
+        let mut reader = BufReader::new(stream.try_clone().expect("a stream"));
+        reader.read_line(&mut line).expect("a line");
+        let mut rest = String::new();
+        while reader.read_line(&mut rest).expect("a line") > 2 {}
+        let _ = stream.write_all(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n");
+        line
+    });
+    let mut options = hub.options();
+    options.proxies.http = Some(format!("http://{address}"));
+    options.proxies.bypass = vec!["127.0.0.1".into()];
+    resolve_with(REPO, &options, &NoProgress).expect("asked directly");
+    options.proxies.bypass.clear();
+    let (_, hint) = hub_error(resolve_with("some-org/other", &options, &NoProgress));
+    assert!(hint.contains("proxy"), "{hint}");
+    let host = hub.endpoint().replace("http://", "");
+    assert_eq!(
+        proxy.join().expect("no panic"),
+        format!("CONNECT {host} HTTP/1.1\r\n")
+    );
+    options.proxies.http = Some("http://[".into());
+    let (message, _) = hub_error(resolve_with("some-org/other", &options, &NoProgress));
+    assert!(message.contains("HTTP_PROXY"), "{message}");
+}

@@ -70,8 +70,7 @@ impl<'a> Fetch<'a> {
             (Ok(info), _) => info,
             (Err(failure), Ok(dir)) if !failure.is_no_revision() => return Ok(dir),
             (Err(failure), _) => {
-                let what = "no folder of this name is here, so it was taken for a hub id; cannot list the files";
-                return Err(self.failed(what, &failure, client.has_token()));
+                return Err(self.failed("cannot list the files", &failure, client.has_token()));
             }
         };
         let names: Vec<&str> = info.siblings.iter().map(|s| s.rfilename.as_str()).collect();
