@@ -218,7 +218,7 @@ fn decoders() -> Vec<Value> {
         json!([{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}, fuse, strip(" ", 1, 0)]),
         json!([{"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": true}, {"type": "ByteFallback"}]),
         json!([fuse, {"type": "ByteFallback"}]),
-        json!([strip("▁", 1, 1), {"type": "ByteFallback"}, strip(" ", 1, 0)]),
+        json!([strip("▁", 1, 0), {"type": "ByteFallback"}, strip(" ", 1, 0)]),
         json!([{"type": "Replace", "pattern": {"String": "0x"}, "content": "x"}, {"type": "ByteFallback"}]),
         json!([{"type": "Replace", "pattern": {"Regex": "e|▁"}, "content": ""}, fuse]),
         json!([]),

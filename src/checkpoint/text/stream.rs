@@ -39,8 +39,8 @@ impl Composition {
             let kind = part.get("type").and_then(Value::as_str).unwrap_or_default();
             match kind {
                 "Fuse" => fused = true,
-                // Off the beginning is fine: the window keeps it. The end would move with every token.
-                "Strip" if !fused || part.get("stop").and_then(Value::as_u64) == Some(0) => {}
+                // Off the beginning is fine: the window keeps it. Nothing is stripped off the end.
+                "Strip" => {}
                 "ByteLevel" if !fused && needs == Self::Tokens => {
                     needs = Self::Bytes;
                     fused = true;

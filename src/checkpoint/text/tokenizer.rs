@@ -93,14 +93,14 @@ impl Tokenizer {
             .encode_fast(text, add_bos && self.post_processor)
             .map_err(|e| self.error(&*e))?;
         let mut ids = encoding.get_ids().to_vec();
-        match self.bos.filter(|_| add_bos) {
-            Some(bos) if self.post_processor => {
-                if ids.starts_with(&[bos, bos]) {
+        if let Some(bos) = self.bos.filter(|_| add_bos) {
+            match self.post_processor {
+                true if ids.starts_with(&[bos, bos]) => {
                     ids.remove(0);
                 }
+                false if ids.first() != Some(&bos) => ids.insert(0, bos),
+                _ => {}
             }
-            Some(bos) if ids.first() != Some(&bos) => ids.insert(0, bos),
-            _ => {}
         }
         Ok(ids)
     }

@@ -112,6 +112,7 @@ NUMBERS = r"""
 {{ 1 if n else 2 }} {{ 1 if not n else 2 }} {{ 'x' if no }}| {{ n and x }} {{ no or '' or 'last' }} {{ not no }} {{ not not n }}
 {{ n is divisibleby 7 }} {{ n is odd }} {{ n is even }} {{ 4.0 is even }} {{ n is divisibleby(2) }} {{ n is not odd }}
 {{ 5 | default(1) }} {{ q | default(1) }} {{ q | d }}| {{ '' | default('e', true) }} {{ none | default('e') }} {{ none | default('e', boolean=true) }} {{ 0 | d(3, true) }}
+{{ -2 ** n }} {{ -2 ** 2 }} {{ (-2) ** (n - 1) }} {{ (-n) ** 2 }} {{ -n ** 2 }} {{ -1.5 ** (n - 5) }} {{ (1 - 3) ** (n - 5) }}
 {{ 1.0 == 1 }} {{ 9007199254740993 == 9007199254740992.0 }} {{ 1e20 > 10**19 }}
 {{ '%s' % 1 }} {{ 'a' * 3 }} {{ 3 * 'ab' }} {{ [1] * 2 }} {{ (1,) * 2 }} {{ 'a' * -1 }}| {{ [1] + [2] }} {{ (1,) + (2,) }} {{ 'a' + 'b' }}
 """.strip("\n").split("\n")
@@ -257,6 +258,7 @@ LISTS = r"""
 {{ (nums | map('abs'))[0] }}|
 {{ nums | random is defined }}
 {{ people | attr('x') is defined }} {{ 'a' | attr('upper') is defined }} {{ d | attr('a') is defined }} {{ ('a' | attr('upper'))() }}
+{{ [1, 2] | truncate(5) }} {{ '3.' % q }} {{ range(2) | urlencode }} {{ [[1, 2], [3]] | groupby(1) | list }} {{ [1, 2] | groupby(0) }} {{ [1, 2] | sort(attribute='a') }}
 {{ people | map('nope') | list }}
 {{ people | map(attribute='name', foo=1) | list }}
 {{ people | selectattr | list }}

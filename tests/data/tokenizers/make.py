@@ -44,7 +44,6 @@ DECODERS = {
     "none": None,
     "byte fallback": {"type": "Sequence", "decoders": [replace, {"type": "ByteFallback"}, {"type": "Fuse"}]},
     "llama's": {"type": "Sequence", "decoders": [replace, {"type": "ByteFallback"}, {"type": "Fuse"}, strip]},
-    "both ends": {"type": "Sequence", "decoders": [replace, {"type": "ByteFallback"}, {"type": "Fuse"}, {**strip, "stop": 1}]},
     "each token": {"type": "Sequence", "decoders": [replace, strip, {"type": "ByteFallback"}]},
     "metaspace": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True},
     "metaspace never": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "never", "split": False},

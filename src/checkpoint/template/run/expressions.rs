@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::rc::Rc;
 
 use super::super::error::{Result, TemplateError};
-use super::super::syntax::{Args, Compare, Const, Expr, ExprKind};
+use super::super::syntax::{Args, Binary, Compare, Const, Expr, ExprKind};
 use super::super::value::{
     Value, binary, contains, equal, iterate, negative, order, positive, text,
 };
@@ -78,8 +78,16 @@ impl Run {
                 _ => self.eval(b, scope),
             },
             ExprKind::Binary(op, a, b) => {
-                let (a, b) = (self.eval(a, scope)?, self.eval(b, scope)?);
-                binary(*op, &a, &b, &self.budget)
+                let (left, right) = (self.eval(a, scope)?, self.eval(b, scope)?);
+                // jinja2 writes a constant -2 into Python's text as it is, where ** binds before the sign.
+                let bare = *op == Binary::Pow && is_literal(a) && !is_literal(b);
+                match left.as_float() {
+                    Some(x) if bare && x < 0.0 => {
+                        let power = binary(*op, &negative(&left)?, &right, &self.budget)?;
+                        negative(&power)
+                    }
+                    _ => binary(*op, &left, &right, &self.budget),
+                }
             }
             ExprKind::Concat(items) => {
                 let mut out = String::new();
@@ -200,6 +208,16 @@ impl Run {
             }
         }
         Ok(call)
+    }
+}
+
+/// Whether an expression is arithmetic of literals, which jinja2 computes when it compiles.
+fn is_literal(expr: &Expr) -> bool {
+    match &expr.kind {
+        ExprKind::Const(_) => true,
+        ExprKind::Neg(a) | ExprKind::Pos(a) | ExprKind::Not(a) => is_literal(a),
+        ExprKind::Binary(_, a, b) => is_literal(a) && is_literal(b),
+        _ => false,
     }
 }
 

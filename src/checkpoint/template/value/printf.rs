@@ -121,8 +121,12 @@ pub fn percent(format: &str, values: &Value, budget: &Budget) -> Result<String> 
         out.push_str(&piece);
     }
     let left_over = args.at < args.items.len() && !named;
-    // A mapping or list that nothing takes is no error.
-    match left_over && !matches!(values, Value::Dict(_) | Value::List(_) | Value::Range(_)) {
+    // What has items by key is no error where nothing takes it.
+    let mapping = matches!(
+        values,
+        Value::Dict(_) | Value::List(_) | Value::Range(_) | Value::Undefined(_)
+    );
+    match left_over && !mapping {
         true => Err(TemplateError::new(
             "not all arguments converted during string formatting",
         )),

@@ -56,8 +56,8 @@ impl Run {
                 let items = iterate(value, &self.budget)?;
                 let case = is_true(&case);
                 let keyed = items.into_iter().map(|item| {
-                    let key = self.sort_keys(&item, attribute.as_ref(), case)?;
-                    Ok((key, item))
+                    let keys = self.sort_keys(&item, attribute.as_ref(), case)?;
+                    Ok((Value::list(keys)?, item))
                 });
                 let sorted = self.sorted(keyed.collect::<Result<_>>()?, is_true(&reverse))?;
                 Value::list(sorted.into_iter().map(|(_, item)| item).collect())
@@ -135,7 +135,7 @@ impl Run {
         let keyed = dict.entries.iter().map(|(k, v)| {
             let by = if at == 0 { k.clone() } else { v.clone() };
             let by = if is_true(&case) { by } else { ignore_case(by) };
-            Ok((vec![by], Value::tuple(vec![k.clone(), v.clone()])?))
+            Ok((by, Value::tuple(vec![k.clone(), v.clone()])?))
         });
         let sorted = self.sorted(keyed.collect::<Result<_>>()?, is_true(&reverse))?;
         Value::list(sorted.into_iter().map(|(_, item)| item).collect())
@@ -153,27 +153,17 @@ impl Run {
     }
 
     /// Sorts by keys; what is equal keeps its order.
-    fn sorted(
-        &self,
-        mut keyed: Vec<(Vec<Value>, Value)>,
-        reverse: bool,
-    ) -> Result<Vec<(Vec<Value>, Value)>> {
+    fn sorted(&self, mut keyed: Vec<(Value, Value)>, reverse: bool) -> Result<Vec<(Value, Value)>> {
         self.budget.steps(keyed.len() * 16)?;
         let mut failed = Ok(());
         keyed.sort_by(|(a, _), (b, _)| {
             let (a, b) = if reverse { (b, a) } else { (a, b) };
-            let unequal = a.iter().zip(b).find(|(a, b)| !equal(a, b));
-            match unequal.map(|(a, b)| order(a, b, "<")) {
-                None => Ordering::Equal,
-                Some(Ok(found)) => found.unwrap_or_else(|| {
-                    failed = Err(TemplateError::unsupported("sorting NaN"));
-                    Ordering::Equal
-                }),
-                Some(Err(e)) => {
-                    failed = Err(e);
-                    Ordering::Equal
-                }
-            }
+            let found = order(a, b, "<")
+                .and_then(|found| found.ok_or_else(|| TemplateError::unsupported("sorting NaN")));
+            found.unwrap_or_else(|e| {
+                failed = Err(e);
+                Ordering::Equal
+            })
         });
         failed.map(|()| keyed)
     }
@@ -185,11 +175,10 @@ impl Run {
         let case = is_true(&case);
         let keyed = iterate(value, &self.budget)?.into_iter().map(|item| {
             let key = self.sort_key(&item, &path, case, default.as_ref())?;
-            Ok((vec![key], item))
+            Ok((key, item))
         });
         let mut groups: Vec<(Value, Vec<Value>)> = Vec::new();
-        for (mut key, item) in self.sorted(keyed.collect::<Result<_>>()?, false)? {
-            let key = key.pop().unwrap_or(Value::None);
+        for (key, item) in self.sorted(keyed.collect::<Result<_>>()?, false)? {
             match groups.last_mut().filter(|(last, _)| equal(last, &key)) {
                 Some((_, items)) => items.push(item),
                 None => groups.push((key, vec![item])),

@@ -6,7 +6,7 @@ use regex::Regex;
 
 use super::super::super::chars::is_space;
 use super::super::super::error::{Result, TemplateError};
-use super::super::super::value::{Value, iterate, percent, text};
+use super::super::super::value::{Value, iterate, length as items, percent, text};
 use super::super::Run;
 use super::super::arguments::{Call, integer, integer_or, string};
 use super::super::strings::{changed, lines, replace, strip};
@@ -166,7 +166,12 @@ impl Run {
         call.none("urlencode")?;
         let pairs = match value {
             Value::Dict(dict) => dict.entries.clone(),
-            Value::List(_) | Value::Tuple(_) | Value::View(..) | Value::Iter(_) => {
+            Value::List(_)
+            | Value::Tuple(_)
+            | Value::View(..)
+            | Value::Iter(_)
+            | Value::Range(_)
+            | Value::Undefined(_) => {
                 let mut pairs = Vec::new();
                 for pair in iterate(value, &self.budget)? {
                     let mut pair = iterate(&pair, &self.budget)?;
@@ -228,7 +233,6 @@ fn title(text: &str) -> String {
 fn truncate(value: &Value, call: &Call) -> Result<Value> {
     let names = ["length", "killwords", "end", "leeway"];
     let [length, kill, end, leeway] = call.bind("truncate", names, 0)?;
-    let s = string(value, "truncate")?;
     let length = integer_or(&length, 255, "truncate")?;
     let leeway = integer_or(&leeway.filter(|l| !matches!(l, Value::None)), 5, "truncate")?;
     let end = end.unwrap_or_else(|| Value::str("..."));
@@ -239,9 +243,11 @@ fn truncate(value: &Value, call: &Call) -> Result<Value> {
             "expected length >= {end_len} and leeway >= 0, got {length} and {leeway}"
         )));
     }
-    if s.chars().count() as i128 <= length.saturating_add(leeway) {
+    // What is short enough stays what it is, also a list.
+    if items(value)? as i128 <= length.saturating_add(leeway) {
         return Ok(value.clone());
     }
+    let s = string(value, "truncate")?;
     let cut: String = s.chars().take((length - end_len) as usize).collect();
     let kept = match kill.is_some_and(|k| k.truth()) {
         true => cut.as_str(),
