@@ -8,9 +8,11 @@
 //! files, `model.` in text-only ones. Vision and audio tensors, an `lm_head.weight` that repeats the tied table, and the K and
 //! V weights that google's files carry for layers that share K and V, are passed over and counted.
 
+mod adapter;
 mod chat;
 mod clock;
 mod config;
+mod dtype;
 mod error;
 mod fields;
 mod header;
@@ -21,11 +23,15 @@ mod store;
 mod tensor;
 mod tokenizer;
 
+pub use adapter::{
+    AboutAdapter, Adapter, AdapterError, AdapterFormat, AdapterMethod, AdapterNotice, MergedAdapter,
+};
 pub use chat::{ChatTemplate, Message, stop_ids};
 pub use config::{HeadConfig, LayerKind, RopeParameters, RopeType, TextConfig};
 pub use error::{Error, Result};
 pub use hub::{HubOptions, resolve, resolve_with};
 pub use moe::MoeConfig;
 pub use store::{Checkpoint, HASHED, PassedOver};
-pub use tensor::{StoredDType, TensorView};
+pub use dtype::StoredDType;
+pub use tensor::TensorView;
 pub use tokenizer::{StreamDecoder, Tokenizer};

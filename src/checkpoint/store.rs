@@ -9,11 +9,13 @@ use sha2::{Digest, Sha256};
 
 use crate::progress::Progress;
 
+use super::adapter::{self, Adapter, Changes, MergedAdapter};
 use super::config::{self, TextConfig};
+use super::dtype::StoredDType;
 use super::error::{Error, Result};
 use super::fields::{Fields, read_json, shorten};
 use super::header;
-use super::tensor::{StoredDType, TensorView, prefetch};
+use super::tensor::{TensorView, prefetch};
 
 /// Name of unsharded weights.
 pub(super) const SINGLE: &str = "model.safetensors";
@@ -59,6 +61,8 @@ pub struct Checkpoint {
     files: Vec<(PathBuf, MmapedSafetensors)>,
     tensors: BTreeMap<String, Located>,
     passed_over: PassedOver,
+    adapters: Vec<MergedAdapter>,
+    changes: Changes,
 }
 
 impl std::fmt::Debug for Checkpoint {
@@ -84,6 +88,8 @@ impl Checkpoint {
             files: Vec::with_capacity(paths.len()),
             tensors: BTreeMap::new(),
             passed_over: PassedOver::default(),
+            adapters: Vec::new(),
+            changes: Changes::new(),
         };
         let mut seen: BTreeMap<String, usize> = BTreeMap::new();
         for (number, path) in paths.iter().enumerate() {
@@ -113,6 +119,31 @@ impl Checkpoint {
             index.check(&seen, &paths)?;
         }
         Ok(checkpoint)
+    }
+
+    /// The same checkpoint with these adapters merged, each into what those before it made: every tensor is then read as
+    /// merged. Adapters of an earlier call are no longer. Reads no weights of the checkpoint.
+    pub fn with_adapters(mut self, adapters: &[Adapter]) -> Result<Self> {
+        let shapes = self.tensors.iter();
+        let base = adapter::Base {
+            dir: &self.dir,
+            layers: self.config.num_hidden_layers,
+            first_shared: self.config.first_shared(),
+            shapes: shapes.map(|(n, t)| (n.as_str(), t.shape.as_slice())).collect(),
+        };
+        let (changes, merged) = adapter::merge(adapters, &base)?;
+        (self.changes, self.adapters) = (changes, merged);
+        Ok(self)
+    }
+
+    /// The adapters that are merged, in their order.
+    pub fn adapters(&self) -> &[MergedAdapter] {
+        &self.adapters
+    }
+
+    /// Whether adapters change a text tensor.
+    pub fn is_adapted(&self, name: &str) -> bool {
+        self.changes.contains_key(name)
     }
 
     /// Files a tensor under the text decoder or counts it as passed over.
@@ -218,6 +249,7 @@ impl Checkpoint {
             shape: located.shape.clone(),
             dtype: located.dtype,
             bytes,
+            change: self.changes.get(name),
         })
     }
 
@@ -245,7 +277,8 @@ impl Checkpoint {
 
     /// SHA-256, in hex, of config.json and of every text tensor's name, dtype, shape and bytes in name order: the same
     /// however the tensors are sharded and prefixed. The bytes of a tensor enter as the SHA-256 of each [`HASHED`] bytes of it,
-    /// so that all threads can work. Reads every weight once.
+    /// so that all threads can work. Reads every weight once. With adapters, the SHA-256 of that and of each adapter's weights
+    /// and config in their order.
     pub fn fingerprint(&self, progress: &dyn Progress) -> Result<String> {
         let path = config::path_in(&self.dir)?;
         let config = std::fs::read(&path).map_err(|source| Error::Io { path, source })?;
@@ -258,7 +291,7 @@ impl Checkpoint {
             .map(|(name, located)| self.view(name, located))
             .collect::<Result<_>>()?;
         let parts = views.iter().flat_map(|v| {
-            let parts = v.bytes().chunks(HASHED).enumerate();
+            let parts = v.file_bytes().chunks(HASHED).enumerate();
             parts.map(|(i, part)| (v.name, i, part))
         });
         let parts: Vec<(&str, usize, &[u8])> = parts.collect();
@@ -279,11 +312,20 @@ impl Checkpoint {
             let head = format!("{}\0{}\0{:?}\0", view.name, view.dtype().name(), view.shape);
             hash.update((head.len() as u64).to_le_bytes());
             hash.update(head);
-            let count = view.bytes().len().div_ceil(HASHED);
+            let count = view.stored_bytes().div_ceil(HASHED);
             digests.by_ref().take(count).for_each(|d| hash.update(d));
         }
         progress.end();
-        Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+        let base = adapter::hex(&hash.finalize());
+        if self.adapters.is_empty() {
+            return Ok(base);
+        }
+        let mut hash = Sha256::new_with_prefix(base);
+        for merged in &self.adapters {
+            hash.update(&merged.about.weights_sha256);
+            hash.update(&merged.about.config_sha256);
+        }
+        Ok(adapter::hex(&hash.finalize()))
     }
 }
 
