@@ -11,7 +11,7 @@ use super::console::{Console, human_bytes, table};
 use super::failure::{Code, Failure, OrFail, Result};
 use super::plan;
 use super::recipes::load_recipe;
-use super::source::{check_place, hub_id, open_model};
+use super::source::{Adapters, check_place, hub_id, open_model};
 use crate::bundle;
 use crate::calibrate::Stats;
 use crate::checkpoint::Checkpoint;
@@ -23,6 +23,9 @@ use crate::recipe::{DEFAULT, Recipe, Rule};
 pub struct Args {
     /// A local snapshot directory or a hub id (`google/gemma-4-E2B-it`, `...@REVISION`)
     model: String,
+
+    #[command(flatten)]
+    adapters: Adapters,
 
     /// A built-in recipe (see `recipes list`) or a path to a TOML file [default: swa4-int4; with --only, the bundle's]
     #[arg(short, long)]
@@ -60,7 +63,7 @@ pub struct Args {
 
 pub fn run(args: &Args, console: &Console) -> Result<()> {
     let recipe = chosen_recipe(args)?;
-    let checkpoint = open_model(&args.model, console)?;
+    let checkpoint = open_model(&args.model, &args.adapters, console)?;
     let options = Options {
         threads: (args.threads.threads > 0).then_some(args.threads.threads),
         force: args.force,

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::Threads;
 use super::console::Console;
 use super::failure::{Code, Failure, OrFail, Result};
-use super::source::{PrecisionArg, check_ids, open_bundle, row_source};
+use super::source::{Adapters, PrecisionArg, check_ids, open_bundle, row_source};
 use crate::bundle::Bundle;
 use crate::checkpoint::{ChatTemplate, Message, Tokenizer, stop_ids};
 use crate::evaluate::{BundleSubject, RowSource, open_decoder, reference_file, subject};
@@ -67,6 +67,9 @@ pub struct Args {
     /// Take embedding and per-layer rows from this checkpoint instead of the bundle's tables
     #[arg(long, value_name = "MODEL")]
     exact_tables: Option<String>,
+
+    #[command(flatten)]
+    adapters: Adapters,
 
     /// Go on after a stop token
     #[arg(long)]
@@ -150,7 +153,13 @@ impl<'a> Session<'a> {
             seed: args.seed,
         })
         .map_err(|e| Failure::from_error(Code::Usage, &e))?;
-        let rows = row_source(args.exact_tables.as_deref(), console)?;
+        if args.exact_tables.is_none() && !args.adapters.is_empty() {
+            return Err(Failure::new(
+                Code::Usage,
+                "--adapter needs --exact-tables: a bundle holds what was merged when it was made",
+            ));
+        }
+        let rows = row_source(args.exact_tables.as_deref(), &args.adapters, console)?;
         let tokenizer = Tokenizer::open(&bundle.hf_dir()).or_invalid()?;
         let stop = match args.ignore_eos {
             true => Vec::new(),

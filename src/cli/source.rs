@@ -1,14 +1,17 @@
 //! Arguments that several verbs share: models, precisions, token lists.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::ValueEnum;
+use serde_json::json;
 
 use super::console::Console;
 use super::failure::{Code, Failure, OrFail, Result};
 use crate::bundle::Bundle;
-use crate::checkpoint::{self, ChatTemplate, Checkpoint, Message, Tokenizer};
+use crate::checkpoint::{
+    self, Adapter, ChatTemplate, Checkpoint, MergedAdapter, Message, Tokenizer,
+};
 use crate::evaluate::{ExactRows, RowSource};
 use crate::runtime::Precision;
 
@@ -67,8 +70,24 @@ pub fn check_place(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Opens a snapshot directory or a hub id, downloading it where needed.
-pub fn open_model(model: &str, console: &Console) -> Result<Checkpoint> {
+/// Adapters of a model.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Adapters {
+    /// A LoRA, rsLoRA or DoRA adapter of PEFT or mlx-lm, merged into MODEL's weights: its folder, or its .safetensors file.
+    /// May be repeated; each is merged into what those before it made
+    #[arg(long = "adapter", value_name = "DIR")]
+    list: Vec<PathBuf>,
+}
+
+impl Adapters {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+}
+
+/// Opens a snapshot directory or a hub id, downloading it where needed, and merges adapters into it.
+pub fn open_model(model: &str, adapters: &Adapters, console: &Console) -> Result<Checkpoint> {
     let path = Path::new(model);
     let dir = checkpoint::resolve(model, console)
         .or_invalid()
@@ -87,7 +106,61 @@ pub fn open_model(model: &str, console: &Console) -> Result<Checkpoint> {
         "not part of the text decoder: {} vision, {} audio, {} unused K/V, {} other tensors",
         passed.vision, passed.audio, passed.shared_kv, passed.other
     ));
+    merge_adapters(checkpoint, adapters, console)
+}
+
+/// Merges adapters, and says what they are and what else there is to know.
+fn merge_adapters(
+    checkpoint: Checkpoint,
+    adapters: &Adapters,
+    console: &Console,
+) -> Result<Checkpoint> {
+    if adapters.is_empty() {
+        return Ok(checkpoint);
+    }
+    let opened = adapters.list.iter().map(|path| Adapter::open(path));
+    let opened = opened.collect::<Result<Vec<_>, _>>().or_invalid()?;
+    let checkpoint = checkpoint.with_adapters(&opened).or_invalid()?;
+    for adapter in checkpoint.adapters() {
+        console.note(&adapter_line(adapter));
+        for notice in &adapter.notices {
+            console.warn(&notice.to_string());
+        }
+    }
     Ok(checkpoint)
+}
+
+/// The adapters of a checkpoint as JSON.
+pub fn adapters_json(checkpoint: &Checkpoint) -> serde_json::Value {
+    let one = |adapter: &MergedAdapter| {
+        json!({
+            "path": adapter.path, "format": adapter.about.format.name(), "method": adapter.about.method.name(),
+            "ranks": adapter.about.ranks, "factor": adapter.about.factor, "changed": adapter.changed,
+            "notices": adapter.notices.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        })
+    };
+    checkpoint.adapters().iter().map(one).collect()
+}
+
+/// What an adapter is and does, in a line.
+fn adapter_line(adapter: &MergedAdapter) -> String {
+    let mut counts: Vec<(&str, usize)> = Vec::new();
+    for name in &adapter.changed {
+        let name = name.trim_end_matches(".weight");
+        let module = name.rsplit('.').next().unwrap_or(name);
+        match counts.iter_mut().find(|(m, _)| *m == module) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((module, 1)),
+        }
+    }
+    let counts: Vec<String> = counts.iter().map(|(m, n)| format!("{n} {m}")).collect();
+    format!(
+        "adapter {}: {}; changes {} tensors ({})",
+        adapter.path.display(),
+        adapter.about,
+        adapter.changed.len(),
+        counts.join(", ")
+    )
 }
 
 /// The hub id that a model argument stands for: its own, or that of a snapshot in the hub's cache
@@ -106,11 +179,11 @@ pub fn hub_id(model: &str) -> Option<String> {
 }
 
 /// Rows of `--exact-tables`, or the bundle's.
-pub fn row_source(exact: Option<&str>, console: &Console) -> Result<RowSource> {
+pub fn row_source(exact: Option<&str>, adapters: &Adapters, console: &Console) -> Result<RowSource> {
     match exact {
         None => Ok(RowSource::Bundle),
         Some(model) => {
-            let checkpoint = Arc::new(open_model(model, console)?);
+            let checkpoint = Arc::new(open_model(model, adapters, console)?);
             Ok(RowSource::Exact(ExactRows::new(checkpoint).or_invalid()?))
         }
     }

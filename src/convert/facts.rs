@@ -3,10 +3,10 @@
 use super::journal::Done;
 use super::tables::row_format;
 use super::task::Task;
-use crate::bundle::provenance::{CheckpointRecord, FORMAT, RecipeRecord, Tool};
+use crate::bundle::provenance::{AdapterRecord, CheckpointRecord, FORMAT, RecipeRecord, Tool};
 use crate::bundle::{BundleConfig, Provenance};
 use crate::calibrate::Stats;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{AdapterFormat, Checkpoint, MergedAdapter};
 use crate::gemma::ModelPlan;
 use crate::graph::{CacheForm, ChunkSpec, FunctionKind};
 use crate::recipe::Recipe;
@@ -107,6 +107,7 @@ impl Job<'_> {
                 audio_tensors: passed.audio,
                 other_tensors: passed.other,
             },
+            adapters: self.checkpoint.adapters().iter().map(adapter_record).collect(),
             context: self.task.context,
             full_rope: self.full_rope().to_string(),
             tensors: done
@@ -118,6 +119,23 @@ impl Job<'_> {
                 .flat_map(|d| d.files.iter().map(|(k, v)| (k.clone(), v.clone())))
                 .collect(),
         }
+    }
+}
+
+/// An adapter as `provenance.json` keeps it.
+fn adapter_record(adapter: &MergedAdapter) -> AdapterRecord {
+    let about = &adapter.about;
+    let of = |format| about.factor.filter(|_| about.format == format);
+    AdapterRecord {
+        format: about.format.name().to_string(),
+        method: about.method.name().to_string(),
+        ranks: about.ranks.clone(),
+        alpha: of(AdapterFormat::Peft),
+        scale: of(AdapterFormat::MlxLm),
+        base_model: about.base_name(),
+        tensors: adapter.changed.len(),
+        weights_sha256: about.weights_sha256.clone(),
+        config_sha256: about.config_sha256.clone(),
     }
 }
 

@@ -16,8 +16,10 @@ use super::parts::{Module, Shape};
 use super::patterns;
 use super::stored::{Stored, wrong};
 
-/// The embedding table, which is the head too.
+/// The embedding table, which is the head too in a model that has none of its own.
 const EMBED: &str = "embed_tokens.weight";
+/// A head of its own.
+const HEAD: &str = "lm_head.weight";
 /// The per-layer embedding table.
 const PER_LAYER_EMBED: &str = "embed_tokens_per_layer.weight";
 
@@ -34,13 +36,13 @@ pub(in crate::checkpoint) struct Base<'a> {
 /// The changes of all adapters, by tensor.
 pub(in crate::checkpoint) type Changes = BTreeMap<String, Change>;
 
-/// Adds what an adapter does to a model to what others did before. Returns the number of tensors that it changes and what
-/// a user should know.
+/// Adds what an adapter does to a model to what others did before. Returns the tensors that it changes and what a user
+/// should know.
 pub(super) fn bind(
     adapter: &Adapter,
     base: &Base<'_>,
     changes: &mut Changes,
-) -> Result<(usize, Vec<AdapterNotice>)> {
+) -> Result<(Vec<String>, Vec<AdapterNotice>)> {
     let mut binding = Binding {
         adapter,
         base,
@@ -92,15 +94,18 @@ impl Binding<'_> {
     }
 
     /// The tensor of the model that a path means, `None` for one that has no part in it; counts those.
-    fn target(&mut self, path: &str, tensors: usize, head_is: &str) -> Option<String> {
+    fn target(&mut self, path: &str, tensors: usize) -> Option<String> {
         match names::place(path, self.base.layers, self.base.first_shared) {
             Place::Tower => self.towers += tensors,
             Place::SharedKv => self.shared += tensors,
             Place::Text(name) => return Some(name.to_string()),
-            Place::Head(rest) if rest == head_is => return Some("lm_head".to_string()),
-            Place::Head(rest) => return Some(format!("lm_head.{rest}")),
         }
         None
+    }
+
+    /// Whether the model's head is not its embedding table.
+    fn own_head(&self) -> bool {
+        self.base.shapes.contains_key(HEAD)
     }
 
     fn shape(&self, tensor: &Stored, name: &str) -> Result<Vec<usize>> {
@@ -126,22 +131,22 @@ impl Binding<'_> {
         let adapter = self.adapter;
         let (mut table, mut head) = (None, None);
         for (path, stored) in &adapter.whole {
-            let Some(name) = self.target(path, 1, "weight") else {
+            let Some(name) = self.target(path, 1) else {
                 continue;
             };
             match name.as_str() {
-                "lm_head" => head = Some(stored),
-                EMBED => table = Some(stored),
+                HEAD if !self.own_head() => head = Some(stored),
+                EMBED if !self.own_head() => table = Some(stored),
                 _ => self.replace(&name, stored)?,
             }
         }
         let bases = adapter.modules.iter();
         let bases = bases.filter_map(|(path, m)| Some((path, m.base.as_ref()?)));
         for (path, stored) in bases {
-            match self.target(path, 0, "").as_deref() {
+            match self.target(path, 0).as_deref() {
                 None => {}
-                Some("lm_head") => head = head.or(Some(stored)),
-                Some("embed_tokens") => table = table.or(Some(stored)),
+                Some("lm_head") if !self.own_head() => head = head.or(Some(stored)),
+                Some("embed_tokens") if !self.own_head() => table = table.or(Some(stored)),
                 Some(name) => self.replace(&format!("{name}.weight"), stored)?,
             }
         }
@@ -184,10 +189,10 @@ impl Binding<'_> {
 
     /// Factors and rows of one module.
     fn module(&mut self, path: &str, module: &Module) -> Result<()> {
-        let Some(target) = self.target(path, module.count(), "") else {
+        let Some(target) = self.target(path, module.count()) else {
             return Ok(());
         };
-        let head = target == "lm_head";
+        let head = target == "lm_head" && !self.own_head();
         let name = match head {
             true => EMBED.to_string(),
             false => format!("{target}.weight"),
@@ -219,7 +224,7 @@ impl Binding<'_> {
             AdapterFormat::MlxLm => [EMBED, PER_LAYER_EMBED].contains(&name.as_str()),
         };
         let product = self.product(path, (a, b), module.magnitude.as_ref(), embedding, &of)?;
-        if name == EMBED {
+        if name == EMBED && !self.own_head() {
             let tied = self.config().tied;
             let twin = head && tied && self.is_twin(&product);
             self.embed.table |= !head;
@@ -376,7 +381,7 @@ impl Binding<'_> {
     }
 
     /// Hands the steps over.
-    fn finish(self, changes: &mut Changes) -> Result<(usize, Vec<AdapterNotice>)> {
+    fn finish(self, changes: &mut Changes) -> Result<(Vec<String>, Vec<AdapterNotice>)> {
         let path = self.adapter.path.clone();
         if self.steps.is_empty() {
             let found = format!(
@@ -405,7 +410,7 @@ impl Binding<'_> {
         if let Some(trained) = trained {
             notices.push(AdapterNotice::TiedHead { path, trained });
         }
-        let count = self.steps.len();
+        let changed = self.steps.keys().cloned().collect();
         for (name, steps) in self.steps {
             let shape = self.base.shapes.get(name.as_str()).copied().unwrap_or(&[]);
             let columns = shape.last().copied().unwrap_or(1).max(1);
@@ -422,7 +427,7 @@ impl Binding<'_> {
             }
             change.adapters.push_str(&self.adapter.path.display().to_string());
         }
-        Ok((count, notices))
+        Ok((changed, notices))
     }
 }
 

@@ -123,6 +123,39 @@ pub struct AboutAdapter {
     pub config_sha256: String,
 }
 
+impl AboutAdapter {
+    /// The model that it was trained on: a hub id, or the last part of a path.
+    pub fn base_name(&self) -> Option<String> {
+        let base = self.base_model.as_deref().filter(|b| !b.is_empty())?;
+        let is_path = base.starts_with(['/', '.', '\\', '~']) || base.matches('/').count() > 1;
+        let last = base.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next();
+        Some(match is_path || base.contains('\\') {
+            true => last.unwrap_or(base).to_string(),
+            false => base.to_string(),
+        })
+    }
+}
+
+impl std::fmt::Display for AboutAdapter {
+    /// One line: method, ranks, factor, base.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of {}", self.method.name(), self.format.name())?;
+        let ranks: Vec<String> = self.ranks.iter().map(usize::to_string).collect();
+        if !ranks.is_empty() {
+            write!(f, ", rank {}", ranks.join("/"))?;
+        }
+        match (self.factor, self.format) {
+            (Some(alpha), AdapterFormat::Peft) => write!(f, ", alpha {alpha}")?,
+            (Some(scale), AdapterFormat::MlxLm) => write!(f, ", scale {scale}")?,
+            (None, _) => {}
+        }
+        match self.base_name() {
+            Some(base) => write!(f, ", for {base}"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// An adapter that is merged into a checkpoint.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MergedAdapter {
@@ -130,8 +163,8 @@ pub struct MergedAdapter {
     pub path: PathBuf,
     /// What it is.
     pub about: AboutAdapter,
-    /// Tensors of the model that it changes.
-    pub changed: usize,
+    /// Tensors of the model that it changes, sorted.
+    pub changed: Vec<String>,
     /// What a user should know.
     pub notices: Vec<AdapterNotice>,
 }

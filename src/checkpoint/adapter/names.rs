@@ -138,10 +138,8 @@ pub(super) fn inner(path: &str) -> &str {
 /// Where a path leads.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Place<'a> {
-    /// In the decoder, by its name there.
+    /// In the decoder or its head, by the name there.
     Text(&'a str),
-    /// The head, which is the embedding table again; what follows its name.
-    Head(&'a str),
     /// K or V of a layer that reads those of another.
     SharedKv,
     /// A vision or audio tower, or what joins one to the decoder.
@@ -156,9 +154,6 @@ pub(super) fn place(path: &str, layers: usize, first_shared: usize) -> Place<'_>
     let first = parts.next().unwrap_or_default();
     if first.contains("vision") || first.contains("audio") || first == "multi_modal_projector" {
         return Place::Tower;
-    }
-    if first == "lm_head" {
-        return Place::Head(inner[first.len()..].trim_start_matches('.'));
     }
     let layer = parts.next().and_then(|n| n.parse::<usize>().ok());
     let shared = layer.is_some_and(|n| (first_shared..layers).contains(&n));
@@ -236,8 +231,7 @@ mod tests {
         }
         assert_eq!(place("model.vision_tower.encoder.layers.7.self_attn.k_proj.linear", 8, 6), Place::Tower);
         assert_eq!(place("model.embed_audio.embedding_projection", 8, 6), Place::Tower);
-        assert_eq!(place("lm_head", 8, 6), Place::Head(""));
-        assert_eq!(place("lm_head.weight", 8, 6), Place::Head("weight"));
+        assert_eq!(place("base_model.model.lm_head", 8, 6), Place::Text("lm_head"));
         assert_eq!(place("model.layers.6.self_attn.v_proj", 8, 6), Place::SharedKv);
         assert_eq!(place("model.layers.6.self_attn.k_norm.weight", 8, 6), Place::SharedKv);
         // No such layer: an unknown module, not one without effect.
