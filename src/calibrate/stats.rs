@@ -1,16 +1,16 @@
 //! Reads a file of statistics.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
-use safetensors::tensor::{Metadata, SafeTensors};
+use safetensors::tensor::Metadata;
 use sha2::{Digest, Sha256};
 
 use super::error::{Error, Result};
 use super::histogram::{self, BINS};
 use super::{FORMAT, HISTOGRAM, MEAN_ABS, MOMENTS, RANGE, SECOND_MOMENT, hex};
+use crate::checkpoint::{MapError, MappedSafetensors};
 
 /// By how much a mean of squares may fall short of the square of a mean, or exceed the largest square: rounding to f32.
 const ROUNDING: f64 = 1e-5;
@@ -65,22 +65,19 @@ impl Stats {
     /// # Errors
     /// Not readable, not safetensors, truncated, not written by [`calibrate`](super::calibrate()), or damaged.
     pub fn open(path: &Path) -> Result<Self> {
-        let io = |source| Error::Io {
-            path: path.into(),
-            source,
-        };
-        let file = File::open(path).map_err(io)?;
-        // SAFETY: the map is read-only and private to this value; a file that another process shortens meanwhile is outside
-        // what this tool supports, as for every memory-mapped checkpoint.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
-        let (header, index) =
-            SafeTensors::read_metadata(&map).map_err(|source| Error::Safetensors {
+        let file = MappedSafetensors::open(path).map_err(|e| match e {
+            MapError::Open(source) | MapError::Map(source) => Error::Io {
                 path: path.into(),
                 source,
-            })?;
+            },
+            MapError::Header(source) => Error::Safetensors {
+                path: path.into(),
+                source,
+            },
+        })?;
         let meta = Meta {
             path,
-            entries: index.metadata().clone().unwrap_or_default(),
+            entries: file.metadata.metadata().clone().unwrap_or_default(),
         };
         meta.expect("format", FORMAT)?;
         let number = |key| meta.parsed::<u64>(key, "a number above 0", |n| *n > 0);
@@ -91,7 +88,7 @@ impl Stats {
         let checkpoint = meta
             .get("checkpoint", "the fingerprint of a checkpoint")?
             .to_string();
-        let start = header + size_of::<u64>();
+        let start = file.data;
         if !start.is_multiple_of(size_of::<f32>()) {
             return Err(Error::Tensor {
                 path: path.into(),
@@ -102,8 +99,8 @@ impl Stats {
         }
         let mut stats = Self {
             path: path.into(),
-            sha256: hex(&Sha256::digest(&map)),
-            map,
+            sha256: hex(&Sha256::digest(&file.map)),
+            map: file.map,
             checkpoint,
             tokens,
             sequences,
@@ -112,7 +109,7 @@ impl Stats {
             of_tensor,
             sites: BTreeMap::new(),
         };
-        stats.read_sites(&index, start)?;
+        stats.read_sites(&file.metadata, start)?;
         Ok(stats)
     }
 

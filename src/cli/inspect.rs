@@ -1,10 +1,8 @@
 //! `inspect`: what is in a safetensors file, a package, a bundle or a recipe.
 
 use std::fmt::Write as _;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
 use super::console::{Console, human_bytes, table};
@@ -12,7 +10,7 @@ use super::failure::{Code, Failure, OrFail, Result};
 use super::package_view as view;
 use super::recipes::load_recipe;
 use super::source::open_bundle;
-use crate::checkpoint::Adapter;
+use crate::checkpoint::{Adapter, MapError, MappedSafetensors};
 use crate::package::Package;
 
 #[derive(Debug, clap::Args)]
@@ -161,20 +159,22 @@ fn adapter(path: &Path, console: &Console) -> Result<()> {
 }
 
 fn tensors(path: &Path, console: &Console) -> Result<()> {
-    let file = File::open(path).map_err(|e| {
-        let mut failure = Failure::new(Code::Invalid, format!("{}: cannot open", path.display()));
-        failure.causes.push(e.to_string());
-        failure
+    let file = MappedSafetensors::open(path).map_err(|e| match e {
+        MapError::Open(e) => {
+            let mut failure =
+                Failure::new(Code::Invalid, format!("{}: cannot open", path.display()));
+            failure.causes.push(e.to_string());
+            failure
+        }
+        MapError::Map(e) => Failure::from_error(Code::Invalid, &e),
+        MapError::Header(e) => {
+            let mut failure = Failure::from_error(Code::Invalid, &e);
+            failure.causes.insert(0, failure.message.clone());
+            failure.message = format!("{}: not a valid safetensors file", path.display());
+            failure
+        }
     })?;
-    // SAFETY: the map is read-only and used in this function only; a file that another process shortens meanwhile is
-    // outside what this tool supports.
-    let map = unsafe { memmap2::Mmap::map(&file) }.or_invalid()?;
-    let (_, metadata) = SafeTensors::read_metadata(&map).map_err(|e| {
-        let mut failure = Failure::from_error(Code::Invalid, &e);
-        failure.causes.insert(0, failure.message.clone());
-        failure.message = format!("{}: not a valid safetensors file", path.display());
-        failure
-    })?;
+    let metadata = file.metadata;
     let mut names = metadata.offset_keys();
     names.sort();
     let infos = names

@@ -8,21 +8,19 @@
 //! | `p{i}.hidden` (optional) | `[L+2, S, H]` | f32; scaled embedding, each layer's output, final norm; first S positions |
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
-use safetensors::tensor::{Metadata, SafeTensors, TensorInfo, TensorView};
+use safetensors::tensor::{TensorInfo, TensorView};
 
 use super::error::{Error, Result};
 use super::trace::{Hidden, Rows, Trace};
+use crate::checkpoint::{MapError, MappedSafetensors};
 
 /// An opened reference file. Header and shapes are checked on opening; values are read prompt by prompt.
 pub struct ReferenceFile {
     path: PathBuf,
-    map: memmap2::Mmap,
-    data_start: usize,
-    metadata: Metadata,
+    file: MappedSafetensors,
     prompts: usize,
 }
 
@@ -32,27 +30,23 @@ impl ReferenceFile {
     /// # Errors
     /// Not readable, not safetensors, no prompt 0, a tensor missing, of another dtype, or shapes that do not agree.
     pub fn open(path: &Path) -> Result<Self> {
-        let io = |source| Error::Io {
-            path: path.into(),
-            source,
-        };
-        let file = File::open(path).map_err(io)?;
-        // SAFETY: the map is read-only and private to this value; a file that another process shortens meanwhile
-        // is outside what this tool supports, as for every memory-mapped checkpoint.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
-        let (header, metadata) =
-            SafeTensors::read_metadata(&map).map_err(|source| Error::Safetensors {
+        let file = MappedSafetensors::open(path).map_err(|e| match e {
+            MapError::Open(source) | MapError::Map(source) => Error::Io {
                 path: path.into(),
                 source,
-            })?;
+            },
+            MapError::Header(source) => Error::Safetensors {
+                path: path.into(),
+                source,
+            },
+        })?;
         let mut this = ReferenceFile {
             path: path.into(),
-            map,
-            data_start: header + size_of::<u64>(),
-            metadata,
+            file,
             prompts: 0,
         };
         while this
+            .file
             .metadata
             .info(&format!("p{}.prompt_ids", this.prompts))
             .is_some()
@@ -111,7 +105,7 @@ impl ReferenceFile {
             width: vocab,
             data: self.floats(&name("logits"))?,
         };
-        let hidden = match self.metadata.info(&name("hidden")) {
+        let hidden = match self.file.metadata.info(&name("hidden")) {
             None => None,
             Some(info) => Some(Hidden {
                 states: info.shape[0],
@@ -149,7 +143,7 @@ impl ReferenceFile {
         self.expect(&name("logits"), &format!("[{n}, V], V > 0"), |s| {
             s.len() == 2 && s[0] == n && s[1] > 0
         })?;
-        if self.metadata.info(&name("hidden")).is_some() {
+        if self.file.metadata.info(&name("hidden")).is_some() {
             let most = prompt_len + n;
             self.expect(
                 &name("hidden"),
@@ -163,7 +157,7 @@ impl ReferenceFile {
             ("logits", &[Dtype::F32][..]),
             ("hidden", &[Dtype::F32][..]),
         ] {
-            if let Some(info) = self.metadata.info(&name(what))
+            if let Some(info) = self.file.metadata.info(&name(what))
                 && !allowed.contains(&info.dtype)
             {
                 return Err(self.tensor_error(
@@ -195,7 +189,8 @@ impl ReferenceFile {
     }
 
     fn info(&self, name: &str) -> Result<&TensorInfo> {
-        self.metadata
+        self.file
+            .metadata
             .info(name)
             .ok_or_else(|| Error::MissingTensor {
                 path: self.path.clone(),
@@ -215,13 +210,15 @@ impl ReferenceFile {
     fn bytes(&self, name: &str) -> Result<(&[u8], Dtype)> {
         let info = self.info(name)?;
         let (start, end) = info.data_offsets;
-        let bytes = self.map[self.data_start..].get(start..end).ok_or_else(|| {
-            self.tensor_error(
-                name,
-                "offsets inside the file".into(),
-                format!("{start}..{end}"),
-            )
-        })?;
+        let bytes = self.file.map[self.file.data..]
+            .get(start..end)
+            .ok_or_else(|| {
+                self.tensor_error(
+                    name,
+                    "offsets inside the file".into(),
+                    format!("{start}..{end}"),
+                )
+            })?;
         Ok((bytes, info.dtype))
     }
 

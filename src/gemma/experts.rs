@@ -2,7 +2,7 @@
 
 use candle_core::{D, Result, Tensor};
 
-use super::layer::rms_norm;
+use super::math::rms_norm;
 use super::observe::Linears;
 
 /// Router, experts and their norms.

@@ -8,6 +8,7 @@ mod error;
 mod experts;
 mod folds;
 mod layer;
+mod math;
 pub mod names;
 mod observe;
 mod plan;

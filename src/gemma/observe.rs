@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::layer::linear;
+use super::math::linear;
 
 /// Sees the inputs of the linear layers of a pass.
 pub trait Observer {

@@ -12,6 +12,7 @@ use crate::checkpoint::{Checkpoint, LayerKind};
 
 use super::error::{Error, Result};
 use super::layer::{self, KvPair, LayerInput, Rotary};
+use super::math::{linear, rms_norm};
 use super::names::{self, EMBED};
 use super::observe::{Linears, Observer};
 use super::plan::{KvRole, LayerPlan, ModelPlan};
@@ -240,8 +241,7 @@ impl<'a> Reference<'a> {
             h = next;
             keep_state(&h)?;
         }
-        let x =
-            layer::rms_norm(&h, Some(&self.final_norm), plan.eps).map_err(compute("final norm"))?;
+        let x = rms_norm(&h, Some(&self.final_norm), plan.eps).map_err(compute("final norm"))?;
         keep_state(&x)?;
         let x = match keep.all_logits {
             true => x,
@@ -362,8 +362,7 @@ impl<'a> Reference<'a> {
         let mut sum = || {
             let projected = linears.apply(names::PER_LAYER_PROJECTION, h, &weights.projection)?;
             let projected = (projected * plan.ple_projection_scale)?;
-            let context =
-                layer::rms_norm(&projected.reshape(shape)?, Some(&weights.norm), plan.eps)?;
+            let context = rms_norm(&projected.reshape(shape)?, Some(&weights.norm), plan.eps)?;
             (context + tokens.reshape(shape)?)? * plan.ple_combine_scale
         };
         sum().map(Some).map_err(compute("per-layer input"))
@@ -404,7 +403,7 @@ impl<'a> Reference<'a> {
         let plan = &self.plan;
         let mut logits = vec![Vec::with_capacity(plan.vocab); x.dims()[0]];
         let mut push = |weight: &Tensor| -> Result<()> {
-            let part = layer::linear(x, weight).and_then(|z| softcap(z, plan.softcap));
+            let part = linear(x, weight).and_then(|z| softcap(z, plan.softcap));
             let part = part
                 .and_then(|z| z.to_vec2::<f32>())
                 .map_err(compute("head"))?;

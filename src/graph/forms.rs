@@ -1,4 +1,4 @@
-//! The forms that a recipe combines: attention, cache, functions, and what a chunk is built for.
+//! The forms that a recipe combines: layout, attention, cache, functions, and what a chunk is built for.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,7 +9,6 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::error::Error;
-use super::split::Layout;
 
 /// What the packages of a model are built for, beside the model.
 #[derive(Debug, Clone)]
@@ -99,6 +98,53 @@ impl GraphOptions {
             return fault("pad_kv_heads is 0, expected at least 1");
         }
         Ok(())
+    }
+}
+
+/// How a model is split into packages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layout {
+    /// Four chunks.
+    Swa4,
+    /// Three: the second and third of four merged (Topology II).
+    Swa3,
+    /// Three: the first and second of four merged.
+    #[serde(rename = "swa3-topology1")]
+    Swa3Topology1,
+    /// Two: the layers with their own K/V, and those that share.
+    Swa2,
+    /// One.
+    Swa1,
+    /// Two as [`Layout::Swa2`], token ids in: embedding and RoPE inside.
+    Lite2,
+    /// One, token ids in.
+    Monolithic,
+}
+
+impl Layout {
+    /// The name in a recipe.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Swa4 => "swa4",
+            Self::Swa3 => "swa3",
+            Self::Swa3Topology1 => "swa3-topology1",
+            Self::Swa2 => "swa2",
+            Self::Swa1 => "swa1",
+            Self::Lite2 => "lite2",
+            Self::Monolithic => "monolithic",
+        }
+    }
+
+    /// Whether embedding and RoPE are computed in the graph.
+    pub fn takes_ids(self) -> bool {
+        matches!(self, Self::Lite2 | Self::Monolithic)
+    }
+}
+
+impl fmt::Display for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

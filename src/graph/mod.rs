@@ -29,8 +29,8 @@ mod weights;
 
 pub use chunk::build_chunk;
 pub use error::{Error, Result};
-pub use forms::{AttentionForm, CacheForm, FunctionKind, GraphOptions, PrefillPackages};
-pub use split::{ChunkSpec, Layout, packages};
+pub use forms::{AttentionForm, CacheForm, FunctionKind, GraphOptions, Layout, PrefillPackages};
+pub use split::{ChunkSpec, packages};
 pub use weights::{WeightBinding, WeightKind, WeightLayout, chunk_weights};
 
 use crate::mil;

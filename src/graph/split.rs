@@ -1,54 +1,12 @@
 //! Where the layers are cut into chunks, and which packages a bundle has.
 
-use std::fmt;
 use std::ops::Range;
 
-use serde::{Deserialize, Serialize};
-
 use super::error::{Error, Result};
-use super::forms::{CacheForm, FunctionKind, GraphOptions, PrefillPackages};
+use super::forms::{CacheForm, FunctionKind, GraphOptions, Layout, PrefillPackages};
 use crate::gemma::{LayerKind, ModelPlan};
 
-/// How a model is split into packages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Layout {
-    /// Four chunks.
-    Swa4,
-    /// Three: the second and third of four merged (Topology II).
-    Swa3,
-    /// Three: the first and second of four merged.
-    #[serde(rename = "swa3-topology1")]
-    Swa3Topology1,
-    /// Two: the layers with their own K/V, and those that share.
-    Swa2,
-    /// One.
-    Swa1,
-    /// Two as [`Layout::Swa2`], token ids in: embedding and RoPE inside.
-    Lite2,
-    /// One, token ids in.
-    Monolithic,
-}
-
 impl Layout {
-    /// The name in a recipe.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Swa4 => "swa4",
-            Self::Swa3 => "swa3",
-            Self::Swa3Topology1 => "swa3-topology1",
-            Self::Swa2 => "swa2",
-            Self::Swa1 => "swa1",
-            Self::Lite2 => "lite2",
-            Self::Monolithic => "monolithic",
-        }
-    }
-
-    /// Whether embedding and RoPE are computed in the graph.
-    pub fn takes_ids(self) -> bool {
-        matches!(self, Self::Lite2 | Self::Monolithic)
-    }
-
     /// File names of the packages without extension.
     fn names(self, cache: CacheForm) -> &'static [&'static str] {
         match (self, cache) {
@@ -74,12 +32,6 @@ impl Layout {
             Self::Swa2 | Self::Lite2 => &[1, 3],
             Self::Swa1 | Self::Monolithic => &[3],
         }
-    }
-}
-
-impl fmt::Display for Layout {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
     }
 }
 

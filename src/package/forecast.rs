@@ -7,10 +7,9 @@ use prost::Message;
 use super::blob::{HEADER_BYTES, begins_file, end_of_blob, weight_file_name};
 use super::error::{BoxError, Error, Result};
 use super::manifest::Manifest;
+use super::places::{BlobPlace, ConstPlace, PartPlace};
 use super::storage::{Part, PartSpec};
-use super::write::{
-    BlobPlace, ConstPlace, ConstSource, PackageSpec, PartPlace, blob_bytes, checked, storage_of,
-};
+use super::write::{ConstSource, PackageSpec, blob_bytes, checked, storage_of};
 use super::{MODEL_PATH, WEIGHTS_DIR, spec};
 use crate::mil::DeferredConst;
 

@@ -37,6 +37,7 @@ mod blob;
 pub mod error;
 mod forecast;
 mod manifest;
+mod places;
 mod print;
 mod proto;
 mod read;
@@ -51,15 +52,14 @@ mod write;
 pub use blob::{BlobHeader, HEADER_BYTES, align, end_of_blob, weight_file_name};
 pub use error::{BoxError, Error, Result};
 pub use forecast::{KnownData, PackageForecast, Shard, Shards, forecast_package};
+pub use places::{BlobPlace, ConstPlace, PartPlace};
 pub use read::{Binding, Package, ReadFunction, ReadOp, ReadValue};
 pub(crate) use rewrite::link_or_copy;
 pub use rewrite::rewrite_package;
+pub use spec::ModelDescription;
 pub use steady::SteadyFile;
 pub use storage::{Part, PartSpec, Storage};
-pub use write::{
-    BlobPlace, ConstPlace, ConstSource, ModelDescription, PackageReport, PackageSpec, PartPlace,
-    PartSink, write_package,
-};
+pub use write::{ConstSource, PackageReport, PackageSpec, PartSink, write_package};
 
 /// Where the model is, below the package directory.
 pub const MODEL_PATH: &str = "Data/com.apple.CoreML/model.mlmodel";

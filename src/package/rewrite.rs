@@ -10,12 +10,10 @@ use sha2::{Digest, Sha256};
 use super::WEIGHTS_DIR;
 use super::blob::HEADER_BYTES;
 use super::error::{Error, Result};
+use super::places::{BlobPlace, ConstPlace, PartPlace};
 use super::read::{Binding, Package, ReadFunction, ReadOp, ReadValue};
 use super::storage::{Part, Storage};
-use super::write::{
-    BlobPlace, ConstPlace, PackageReport, PackageSpec, PartPlace, StoredWeights, checked,
-    write_model,
-};
+use super::write::{PackageReport, PackageSpec, StoredWeights, checked, write_model};
 use crate::failpoint;
 use crate::mil::{DType, DeferredConst, OpType, TensorType, ident};
 

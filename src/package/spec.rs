@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::WEIGHTS_PREFIX;
 use super::error::{Error, Result};
+use super::places::{ConstPlace, PartPlace};
 use super::proto::spec as pb;
 use super::proto::spec::mil_spec as mil_pb;
 use super::storage::{Part, PartSpec, Storage};
-use super::write::{ConstPlace, ModelDescription, PartPlace};
 use crate::mil::{
     ConstValue, DType, DeferredConst, Function, Immediate, ImmediateData, Input, OPSET, Op, OpType,
     Program, SPEC_VERSION, TensorType,
@@ -15,6 +15,21 @@ use crate::mil::{
 
 use mil_pb::argument::{Binding, binding};
 use mil_pb::{dimension, tensor_value, value, value_type};
+
+/// Metadata of the model.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ModelDescription {
+    /// One line.
+    pub short_description: String,
+    /// Who made it.
+    pub author: String,
+    /// License of the model.
+    pub license: String,
+    /// Version of the model.
+    pub version: String,
+    /// Any other text by key.
+    pub user_defined: BTreeMap<String, String>,
+}
 
 /// The model of a program whose weights are at `places`.
 pub(super) fn model(

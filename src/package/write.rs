@@ -11,6 +11,8 @@ use sha2::{Digest, Sha256};
 use super::blob::{BUFFER_BYTES, BlobFile, BlobKey, HEADER_BYTES, begins_file, weight_file_name};
 use super::error::{BoxError, Error, Result};
 use super::manifest::Manifest;
+use super::places::{BlobPlace, ConstPlace, PartPlace};
+use super::spec::ModelDescription;
 use super::storage::{Part, PartSpec, Storage};
 use super::{MODEL_PATH, WEIGHTS_DIR, spec};
 use crate::failpoint;
@@ -47,21 +49,6 @@ pub trait PartSink {
     fn write(&mut self, part: Part, bytes: &[u8]) -> io::Result<()>;
 }
 
-/// Metadata of the model.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ModelDescription {
-    /// One line.
-    pub short_description: String,
-    /// Who made it.
-    pub author: String,
-    /// License of the model.
-    pub license: String,
-    /// Version of the model.
-    pub version: String,
-    /// Any other text by key.
-    pub user_defined: BTreeMap<String, String>,
-}
-
 /// What to write.
 #[derive(Debug, Clone)]
 pub struct PackageSpec<'a> {
@@ -89,35 +76,6 @@ pub struct PackageReport {
     pub files: Vec<PathBuf>,
     /// Where each weight is, by id.
     pub consts: BTreeMap<String, ConstPlace>,
-}
-
-/// Where a weight is.
-#[derive(Debug, Clone)]
-pub struct ConstPlace {
-    /// How it is stored.
-    pub storage: Storage,
-    /// Its parts in order.
-    pub parts: Vec<(PartSpec, PartPlace)>,
-}
-
-/// Where a part is.
-#[derive(Debug, Clone)]
-pub enum PartPlace {
-    /// In the model ([`PartSpec::is_immediate`]): its packed bytes.
-    Immediate(Vec<u8>),
-    /// In a weight file.
-    Blob(BlobPlace),
-}
-
-/// A blob in a weight file.
-#[derive(Debug, Clone)]
-pub struct BlobPlace {
-    /// File name in the weights directory.
-    pub file: String,
-    /// Offset of the blob's metadata.
-    pub offset: u64,
-    /// The weight whose blob this is, when it was there before with the same content.
-    pub shared_with: Option<String>,
 }
 
 /// Writes the package into the directory `dir`, which is made if it is not there. Nothing outside

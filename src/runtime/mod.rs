@@ -1,4 +1,5 @@
-//! The CPU runtime: bundle → execution plan → kernels → decode loop.
+//! The CPU runtime: bundle → execution plan → kernels → decode loop. Five rooms, each of which may use those before it:
+//! `kernels`, `values`, `weights`, `interpreter`, `decoder`.
 //!
 //! It executes the bytes on disk, read through [`crate::package`]'s reader, and never sees the graph that wrote them.
 //! [`Model`] is one function of one package compiled to a plan; [`Decoder`] chains the chunks of a bundle and owns the
@@ -18,41 +19,24 @@
 //! Results do not depend on the number of threads: work is shared by output rows, and every sum has a fixed order. They depend
 //! on the [`Kernel`] that multiplies weights: AVX-512 and AVX2 give equal bits, the portable one others, within rounding.
 
-mod args;
-mod chain;
-mod decode;
-mod error;
-mod functions;
-mod fuse;
-pub mod generate;
-mod held;
-mod host;
+mod decoder;
+mod interpreter;
 mod kernels;
-mod matrix;
-mod model;
-mod ops;
-mod packed;
-mod palette;
-mod places;
-mod plan;
-mod pool;
-mod profile;
-pub mod roofline;
-mod rows;
-pub mod sampling;
-mod sparse;
-mod stored;
-mod team;
-mod tensor;
-mod value;
+mod values;
+mod weights;
 
-pub use chain::{ChainSpec, MixScales, Owner, PerLayerMix, RopeTable, RopeTables};
-pub use decode::{DecodeOptions, Decoder, StepOutput, TokenRows, Verified};
-pub use error::{BoxError, Error, Result};
+pub use decoder::decode::{Decoder, StepOutput, Verified};
+pub use decoder::spec::{
+    ChainSpec, DecodeOptions, MixScales, Owner, PerLayerMix, RopeTable, RopeTables, TokenRows,
+};
+pub use decoder::{generate, sampling};
+pub use interpreter::model::{Model, Overflow, RunOutput};
+pub use interpreter::plan::Feature;
+pub use interpreter::profile::{OpTime, Profile};
+pub use interpreter::stored::StoredWeights;
 pub use kernels::kernel::Kernel;
-pub use matrix::PalettizedMatrix;
-pub use model::{Model, Overflow, RunOutput};
-pub use plan::Feature;
-pub use profile::{OpTime, Profile};
-pub use stored::StoredWeights;
-pub use tensor::{Data, Kind, Precision, Tensor};
+pub use values::error::{BoxError, Error, Result};
+pub use values::kind::Kind;
+pub use values::tensor::{Data, Precision, Tensor};
+pub use weights::matrix::PalettizedMatrix;
+pub use weights::roofline;

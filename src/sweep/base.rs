@@ -16,12 +16,12 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 use safetensors::Dtype;
-use safetensors::tensor::SafeTensors;
 use serde_json::json;
 
 use super::error::{Result, io};
 use super::score::TopRow;
 use crate::bundle::files;
+use crate::checkpoint::{MapError, MappedSafetensors};
 
 /// Rows written at a time.
 const ROWS: usize = 256;
@@ -96,21 +96,20 @@ impl Base {
     /// # Errors
     /// A file that is there but cannot be opened.
     pub fn open(path: &Path, key: &str, tokens: usize) -> Result<Option<Self>> {
-        let file = match File::open(path) {
+        let MappedSafetensors {
+            map,
+            data,
+            metadata,
+        } = match MappedSafetensors::open(path) {
             Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(io(path)(e)),
-        };
-        // SAFETY: the map is read-only and private to this value; the sweep holds the lock of the directory it lies in.
-        let map = unsafe { Mmap::map(&file) }.map_err(io(path))?;
-        let Ok((header, metadata)) = SafeTensors::read_metadata(&map) else {
-            return Ok(None);
+            Err(MapError::Open(e)) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(MapError::Open(e) | MapError::Map(e)) => return Err(io(path)(e)),
+            Err(MapError::Header(_)) => return Ok(None),
         };
         let written: Option<&HashMap<String, String>> = metadata.metadata().as_ref();
         if written.and_then(|m| m.get("key")).map(String::as_str) != Some(key) {
             return Ok(None);
         }
-        let data = header + size_of::<u64>();
         let top = match metadata.info("ids").map(|i| i.shape.as_slice()) {
             Some(&[n, top]) if n == tokens => top,
             _ => return Ok(None),
@@ -278,7 +277,7 @@ mod tests {
             assert_eq!(base.row(i), row(i as u32));
         }
         let bytes = std::fs::read(&path).unwrap();
-        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(tensors.tensor("logits").unwrap().shape(), [TOKENS, 3]);
         drop(base);
         assert!(Base::open(&path, "other", TOKENS).unwrap().is_none());

@@ -15,6 +15,8 @@ pub(super) const MLX_WEIGHTS: &str = "adapters.safetensors";
 const PICKLED: &str = "adapter_model.bin";
 /// How the text of a file begins that Git LFS left in the place of another.
 const LFS: &[u8] = b"version https://git-lfs";
+/// As much of a file as shows whether it is such a text.
+pub(super) const LONGEST_POINTER: u64 = LFS.len() as u64;
 
 /// An adapter's folder.
 #[derive(Debug)]

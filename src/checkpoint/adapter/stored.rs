@@ -1,6 +1,7 @@
 //! The tensors of an adapter's weights, memory-mapped.
 
 use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use sha2::{Digest, Sha256};
 use super::super::dtype::{Raw, StoredDType};
 use super::super::error::{Error as CheckpointError, Result};
 use super::super::header;
+use super::super::mapped::{MapError, MappedSafetensors};
 use super::error::Error;
 use super::files;
 
@@ -91,24 +93,22 @@ impl Weights {
             path: path.to_path_buf(),
             source,
         };
+        let mut begin = Vec::new();
         let file = File::open(path).map_err(io)?;
-        let empty = file.metadata().map_err(io)?.len() == 0;
-        // SAFETY: the mapping is read-only and every access is bounded by its length. Changing the file while it is mapped
-        // is outside the contract, as with every memory-mapped reader.
-        let map = match empty {
-            true => None,
-            false => Some(Arc::new(unsafe { Mmap::map(&file) }.map_err(io)?)),
-        };
-        files::check_not_pointer(path, map.as_deref().map_or(&[], |m| &m[..]))?;
+        file.take(files::LONGEST_POINTER).read_to_end(&mut begin).map_err(io)?;
+        files::check_not_pointer(path, &begin)?;
+        // Our own reader says which tensor is wrong, and how.
         let entries = header::read(path)?;
-        let Some(map) = map else {
-            return Ok(Self {
-                tensors: Vec::new(),
-                sha256: hex(&Sha256::digest([])),
-            });
-        };
-        let head = map.first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b));
-        let data = usize::try_from(head).unwrap_or(0).saturating_add(8);
+        let file = MappedSafetensors::open(path).map_err(|e| match e {
+            MapError::Open(source) | MapError::Map(source) => io(source),
+            MapError::Header(e) => CheckpointError::BadFile {
+                path: path.to_path_buf(),
+                what: "file",
+                expected: "a safetensors file".into(),
+                got: e.to_string(),
+            },
+        })?;
+        let (map, data) = (Arc::new(file.map), file.data);
         let tensors = entries
             .into_iter()
             .map(|entry| stored(path, entry, &map, data))

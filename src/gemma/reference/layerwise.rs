@@ -3,7 +3,8 @@
 use candle_core::Tensor;
 
 use crate::gemma::error::Result;
-use crate::gemma::layer::{self, KvPair, Rotary};
+use crate::gemma::layer::{KvPair, Rotary};
+use crate::gemma::math::rms_norm;
 use crate::gemma::names::EMBED;
 use crate::gemma::observe::{Linears, Observer};
 use crate::gemma::plan::KvRole;
@@ -111,7 +112,7 @@ impl<'r, 'a> Layerwise<'r, 'a> {
         let reference = self.reference;
         for sequence in &self.sequences {
             let norm = Some(&reference.final_norm);
-            layer::rms_norm(&sequence.h, norm, reference.plan.eps)
+            rms_norm(&sequence.h, norm, reference.plan.eps)
                 .and_then(|x| Linears::new("", Some(&mut *observer)).show(EMBED, &x))
                 .map_err(compute("final norm"))?;
         }

@@ -7,7 +7,7 @@ use super::ReadFunction;
 use crate::mil::{DType, TensorType};
 use crate::package::error::{Error, Result};
 use crate::package::proto::spec as pb;
-use crate::package::write::ModelDescription;
+use crate::package::spec::ModelDescription;
 
 /// A fault that still lacks the path of the model.
 pub(super) enum Fault {

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::value::{Binding, ReadValue, input_type, tensor_type, value};
+use super::parse::{input_type, tensor_type, value};
+use super::value::{Binding, ReadValue};
 use super::weights::WeightFiles;
 use super::{ReadFunction, ReadOp};
 use crate::mil::builder::check_feature;

@@ -2,6 +2,7 @@
 
 mod description;
 mod function;
+mod parse;
 mod value;
 mod weights;
 
@@ -14,7 +15,7 @@ use prost::Message;
 use super::error::{Error, Result};
 use super::manifest::Manifest;
 use super::proto::spec as pb;
-use super::write::ModelDescription;
+use super::spec::ModelDescription;
 use crate::mil::{Input, OpType, SPEC_VERSION, TensorType};
 
 pub use value::{Binding, ReadValue};

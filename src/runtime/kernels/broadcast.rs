@@ -1,5 +1,7 @@
 //! Elementwise functions of two operands with numpy broadcasting.
 
+use super::strided::strides;
+
 /// The broadcast of two shapes, or `None` if they do not fit.
 pub(crate) fn broadcast_shape(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
     let rank = a.len().max(b.len());
@@ -19,7 +21,7 @@ pub(crate) fn broadcast_shape(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
 
 /// Strides of a tensor of `shape` read as `target`: 0 along repeated dims. `shape` must broadcast to `target`.
 pub(crate) fn broadcast_strides(shape: &[usize], target: &[usize]) -> Vec<isize> {
-    let own = crate::runtime::tensor::strides(shape);
+    let own = strides(shape);
     let missing = target.len() - shape.len();
     (0..target.len())
         .map(|i| match i.checked_sub(missing) {

@@ -1,6 +1,6 @@
 //! Inner products in a fixed order of summation, so that neither threads nor CPU change a result.
 
-pub(crate) use super::lanes::LANES;
+use super::lanes::{LANES, reduce};
 use rayon::prelude::*;
 
 /// From so many multiplications on, rows are shared among threads.
@@ -8,14 +8,6 @@ pub(crate) const PARALLEL_WORK: usize = 1 << 17;
 
 /// Multiplications of a run of rows that are worth handing over.
 const SHORTEST_RUN: usize = PARALLEL_WORK / 2;
-
-/// Sums the partial sums pairwise: each to the one half of them on, until one is left.
-#[inline(always)]
-pub(crate) fn reduce(lanes: [f32; LANES]) -> f32 {
-    let eight: [f32; 8] = std::array::from_fn(|i| lanes[i] + lanes[i + 8]);
-    let four: [f32; 4] = std::array::from_fn(|i| eight[i] + eight[i + 4]);
-    (four[0] + four[2]) + (four[1] + four[3])
-}
 
 /// Adds the products of one block to the partial sums.
 #[inline(always)]

@@ -4,11 +4,18 @@
 //! into which everything here is inlined. So the order of every sum is the same in all of them; they differ only in that
 //! the portable form rounds a product before it is added.
 
-use super::dot::reduce;
 use half::f16;
 
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
+
+/// Sums the partial sums pairwise: each to the one half of them on, until one is left.
+#[inline(always)]
+pub(crate) fn reduce(lanes: [f32; LANES]) -> f32 {
+    let eight: [f32; 8] = std::array::from_fn(|i| lanes[i] + lanes[i + 8]);
+    let four: [f32; 4] = std::array::from_fn(|i| eight[i] + eight[i + 4]);
+    (four[0] + four[2]) + (four[1] + four[3])
+}
 
 /// Operations on 16 f32 or 16 words of 32 bits.
 ///

@@ -1,6 +1,5 @@
-//! Arithmetic on slices: knows no op, no name and no file.
+//! Arithmetic on slices. Uses no other room of the runtime: knows no tensor, op, name or file.
 
-pub(crate) mod axes;
 pub(crate) mod broadcast;
 pub(crate) mod codec;
 pub(crate) mod dot;
@@ -8,7 +7,6 @@ pub(crate) mod kernel;
 pub(crate) mod lanes;
 pub(crate) mod math;
 pub(crate) mod matvec;
-pub(crate) mod rows;
 pub(crate) mod strided;
 pub(crate) mod wide;
 #[cfg(target_arch = "x86_64")]

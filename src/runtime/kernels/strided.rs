@@ -10,12 +10,21 @@ pub(crate) struct View {
 impl View {
     /// The row-major view of a whole tensor of `shape`.
     pub fn dense(shape: &[usize]) -> Self {
-        let strides = crate::runtime::tensor::strides(shape);
+        let strides = strides(shape);
         Self {
             offset: 0,
             strides: strides.into_iter().map(|s| s as isize).collect(),
         }
     }
+}
+
+/// Row-major strides of a shape, in elements.
+pub(crate) fn strides(shape: &[usize]) -> Vec<usize> {
+    let mut out = vec![1; shape.len()];
+    for i in (1..shape.len()).rev() {
+        out[i - 1] = out[i] * shape[i];
+    }
+    out
 }
 
 /// Copies the elements of `shape` from view `from` of `src` to view `to` of `dst`. The views must lie inside the slices.
@@ -74,6 +83,15 @@ fn innermost<T: Copy>((n, s, t): Loop, src: &[T], from: isize, dst: &mut [T], to
             for i in 0..n as isize {
                 dst[(to + i * t) as usize] = src[(from + i * s) as usize];
             }
+        }
+    }
+}
+
+/// `[rows, cols]` to `[cols, rows]`.
+pub(crate) fn transpose(x: &[f32], rows: usize, cols: usize, out: &mut [f32]) {
+    for (c, out) in out.chunks_exact_mut(rows.max(1)).enumerate() {
+        for (r, o) in out.iter_mut().enumerate() {
+            *o = x[r * cols + c];
         }
     }
 }
