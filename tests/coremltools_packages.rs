@@ -10,8 +10,8 @@ use common::every_op::{arithmetic, conv_and_quantize, function, movement, states
 use common::source::SeededSource;
 use gemma_coreml::mil::{DType, DeferredConst, FunctionBuilder, OpType, Program};
 use gemma_coreml::package::{
-    Binding, ModelDescription, Package, PackageReport, PackageSpec, ReadFunction, ReadOp,
-    ReadValue, Storage, WEIGHT_FILE_LIMIT, forecast_package, write_package,
+    Binding, ConstSource, ModelDescription, Package, PackageReport, PackageSpec, ReadFunction,
+    ReadOp, ReadValue, Storage, WEIGHT_FILE_LIMIT, forecast_package, write_package,
 };
 use half::f16;
 
@@ -40,7 +40,8 @@ fn write_within(
         blob_order: &order,
         file_limit,
     };
-    let predicted = forecast_package(&spec, source, &mut |_| Ok(None)).expect("a forecast");
+    let predicted =
+        forecast_package(&spec, &|c| source.storage(c), &mut |_| Ok(None)).expect("a forecast");
     let report = write_package(dir, &spec, source).expect("the package is written");
     // Weights with the same bytes are shared, which the forecast was not told of.
     let predicted: u64 = predicted.weights.iter().map(|file| file.bytes).sum();
@@ -338,7 +339,7 @@ fn two_functions_share_blobs_and_each_weight_is_written_once() {
         blob_order: &order,
         file_limit: WEIGHT_FILE_LIMIT,
     };
-    let predicted = forecast_package(&spec, &source, &mut |_| Ok(None)).unwrap();
+    let predicted = forecast_package(&spec, &|c| source.storage(c), &mut |_| Ok(None)).unwrap();
     let predicted = predicted.weights[0].bytes;
     // What sharing saves: one metadata and 64 fp16 values, both whole multiples of 64.
     assert_eq!(predicted, report.weight_bytes + 64 + 128);

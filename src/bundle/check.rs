@@ -1,8 +1,8 @@
 //! Whether the packages of a bundle agree with its config and with each other: context, window, KV shapes, widths, slots.
 
+use super::chunk::Chunk;
 use super::config::BundleConfig;
 use super::error::{Error, Result};
-use super::open::Chunk;
 use crate::mil::{DType, TensorType};
 use crate::package::ReadFunction;
 

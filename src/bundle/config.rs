@@ -1,7 +1,7 @@
 //! `model_config.json` (bundle contract, 4.3).
 
 use super::error::{Error, Result, at};
-use super::{layout, table::RowFormat};
+use super::{layout, row_format::RowFormat};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 

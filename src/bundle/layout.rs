@@ -1,6 +1,6 @@
 //! File names of a bundle. The int8 and RoPE names are those of the published runtime (bundle contract, 4.1).
 
-use super::table::RowFormat;
+use super::row_format::RowFormat;
 use std::path::Path;
 
 /// Model facts, read by the device runtime.

@@ -29,11 +29,15 @@ pub mod staging;
 pub mod table;
 
 mod check;
+mod chunk;
 mod open;
+mod row_format;
 
+pub use chunk::Chunk;
 pub use config::BundleConfig;
 pub use error::{Error, Result};
 pub use npy::NpyTable;
-pub use open::{Bundle, Chunk, RopeTables};
+pub use open::{Bundle, RopeTables};
 pub use provenance::Provenance;
-pub use table::{RowFormat, RowTable};
+pub use row_format::RowFormat;
+pub use table::RowTable;

@@ -1,5 +1,6 @@
 //! Opening a bundle.
 
+use super::chunk::Chunk;
 use super::config::BundleConfig;
 use super::error::{Error, Result, at};
 use super::npy::NpyTable;
@@ -21,17 +22,6 @@ pub struct Bundle {
     per_layer: Option<PerLayer>,
     rope: RopeTables,
     provenance: Provenance,
-}
-
-/// One package of a bundle.
-#[derive(Debug)]
-pub struct Chunk {
-    /// Name without suffix, `chunk1`.
-    pub name: String,
-    /// The `.mlpackage` directory.
-    pub path: PathBuf,
-    /// The opened package.
-    pub package: Package,
 }
 
 /// cos and sin, one row per position, fp16.

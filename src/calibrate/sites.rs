@@ -45,7 +45,7 @@ pub(super) fn stages(plan: &ModelPlan) -> Vec<Vec<Site>> {
         _ => vec![alone(names::PER_LAYER_PROJECTION)],
     });
     stages.extend(plan.layers.iter().map(|layer| of_layer(plan, layer)));
-    stages.push(vec![alone(names::EMBED)]);
+    stages.push(vec![alone(plan.head)]);
     stages
 }
 

@@ -98,8 +98,28 @@ pub enum Error {
         /// What it is.
         got: String,
     },
+    /// A folder that is known to be something else than a snapshot.
+    #[error("{dir}: {what}\nhint: {hint}")]
+    NotASnapshot {
+        /// The folder.
+        dir: PathBuf,
+        /// What it is.
+        what: String,
+        /// What to give instead.
+        hint: String,
+    },
+    /// A file that is evidently something else than its name says.
+    #[error("{path}: {what}\nhint: {hint}")]
+    NotTheFile {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: String,
+        /// What to do about it.
+        hint: String,
+    },
     /// A tensor that the model needs is in no file.
-    #[error("{dir}: tensor {tensor} is missing, expected shape {expected:?}")]
+    #[error("{dir}: tensor {tensor} is missing, expected shape {expected:?}{notes}{}", hint_line(.hint))]
     MissingTensor {
         /// The snapshot directory.
         dir: PathBuf,
@@ -107,6 +127,27 @@ pub enum Error {
         tensor: String,
         /// The shape that the config implies.
         expected: Vec<usize>,
+        /// What is there instead, each after a semicolon; empty when nothing is known.
+        notes: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
+    /// A tensor that is no part of the model, and of no tower beside it.
+    #[error(
+        "{path}: tensor {tensor}{} not part of the model that config.json describes, expected the names of its text decoder, \
+         {prefix}*, lm_head.weight and known towers\nhint: {hint}", and_more(*.more)
+    )]
+    UnexpectedTensor {
+        /// The file.
+        path: PathBuf,
+        /// The full name of the first such tensor.
+        tensor: String,
+        /// How many more there are.
+        more: usize,
+        /// The text decoder's prefix.
+        prefix: &'static str,
+        /// What it may mean.
+        hint: String,
     },
     /// A tensor has another shape than the config implies.
     #[error("{path}: tensor {tensor}: expected shape {expected:?}, got {got:?}")]
@@ -225,3 +266,15 @@ pub enum Error {
 
 /// Result of this room.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+fn and_more(more: usize) -> String {
+    match more {
+        0 => " is".into(),
+        more => format!(" and {more} more are"),
+    }
+}
+
+fn hint_line(hint: &Option<String>) -> String {
+    hint.as_ref()
+        .map_or(String::new(), |hint| format!("\nhint: {hint}"))
+}

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::error::{Error, Result};
+use super::pointer::or_explained;
 
 /// Reads and parses a JSON file. Errors carry the line and column.
 pub(super) fn read_json(path: &Path) -> Result<Value> {
@@ -12,17 +13,55 @@ pub(super) fn read_json(path: &Path) -> Result<Value> {
         path: path.to_path_buf(),
         source,
     })?;
-    parse_json(path, &bytes)
+    parse_json(path, &bytes).map_err(|e| or_explained(path, e))
 }
 
-/// Parses the bytes of a JSON file. Errors carry the line and column.
+/// Parses the bytes of a JSON file. A byte order mark is passed over; `NaN` and `Infinity`, which Python writes for such
+/// numbers, become strings of that text, so that a field that is read is refused and one that is not does no harm. Errors
+/// carry the line and column.
 pub(super) fn parse_json(path: &Path, bytes: &[u8]) -> Result<Value> {
-    serde_json::from_slice(bytes).map_err(|e| Error::Json {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let parsed = serde_json::from_slice(bytes);
+    let parsed = parsed.or_else(|e| match quoted_literals(bytes) {
+        Some(quoted) => serde_json::from_slice(&quoted).map_err(|_| e),
+        None => Err(e),
+    });
+    parsed.map_err(|e| Error::Json {
         path: path.to_path_buf(),
         line: e.line(),
         column: e.column(),
         message: e.to_string(),
     })
+}
+
+/// The text with every `NaN`, `Infinity` and `-Infinity` outside strings as a string; `None` where there is none.
+fn quoted_literals(bytes: &[u8]) -> Option<Vec<u8>> {
+    const LITERALS: [&[u8]; 3] = [b"NaN", b"Infinity", b"-Infinity"];
+    let mut out = Vec::with_capacity(bytes.len() + 16);
+    let (mut at, mut in_string, mut found) = (0, false, false);
+    while let Some(&byte) = bytes.get(at) {
+        let rest = &bytes[at..];
+        let literal = LITERALS.iter().find(|l| !in_string && rest.starts_with(l));
+        let taken = match (byte, literal) {
+            (_, Some(literal)) => {
+                found = true;
+                out.push(b'"');
+                out.extend_from_slice(literal);
+                out.push(b'"');
+                at += literal.len();
+                continue;
+            }
+            (b'\\', None) if in_string => 2.min(rest.len()),
+            (b'"', None) => {
+                in_string = !in_string;
+                1
+            }
+            _ => 1,
+        };
+        out.extend_from_slice(&rest[..taken]);
+        at += taken;
+    }
+    found.then_some(out)
 }
 
 /// One JSON object of a file. A field that is `null` counts as absent.
@@ -177,5 +216,29 @@ pub(super) fn shorten(value: &Value) -> String {
     match text.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_python_writes_for_numbers_that_json_lacks() {
+        let text =
+            "\u{feff}{\"a\": NaN, \"b\": [Infinity, -Infinity, 1], \"c\": \"NaN \\\" Infinity\"}";
+        let value = parse_json(Path::new("x"), text.as_bytes()).unwrap();
+        let expected = serde_json::json!({"a": "NaN", "b": ["Infinity", "-Infinity", 1], "c": "NaN \" Infinity"});
+        assert_eq!(value, expected);
+        let top = Fields::top(Path::new("x"), &value).unwrap();
+        let error = top.positive_opt("a").unwrap_err().to_string();
+        assert!(error.contains("`a`") && error.contains("NaN"), "{error}");
+        for broken in ["{\"a\": NaNs}", "{\"a\": Nan}", "NaN \"", "\"\\"] {
+            let error = parse_json(Path::new("x"), broken.as_bytes());
+            assert!(
+                matches!(error, Err(Error::Json { line: 1, .. })),
+                "{broken}"
+            );
+        }
     }
 }

@@ -13,7 +13,7 @@ use hf_hub::{Cache, Repo, RepoType};
 use crate::progress::Progress;
 
 use super::error::{Error, Result};
-use super::store;
+use super::weights as store;
 
 /// Where published models are.
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";

@@ -6,8 +6,8 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::adapter::{AdapterError, Change};
-use super::dtype::{Raw, StoredDType, convert};
 use super::error::{Error, Result};
+use super::stored::{Raw, StoredDType, convert};
 
 /// Merged elements that are rounded to fp16 at a time, unless a row has more.
 const PIECE: usize = 1 << 16;

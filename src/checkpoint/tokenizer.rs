@@ -39,6 +39,7 @@ impl Tokenizer {
                 hint: "fetch the tokenizer's files with the checkpoint".into(),
             });
         }
+        super::check_file(&path)?;
         let inner = tokenizers::Tokenizer::from_file(&path).map_err(|e| Error::Tokenizer {
             path: path.clone(),
             message: e.to_string(),

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::Threads;
+use super::adapters::Adapters;
 use super::console::{Console, human_bytes, table};
-use super::convert::with_fault;
+use super::conversion::with_fault;
 use super::failure::{Code, Failure, OrFail, Result};
 use super::recipes::load_recipe;
-use super::source::{Adapters, encode, open_model, read_text};
+use super::source::{encode, open_model, read_text};
 use crate::allocate::{
     self, Allocation, Budget, Error, PROBE, Settings, TOKENS, Unit, WIDTHS, choose, measure,
     measure_or_read,

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::adapters::Adapters;
 use super::console::{Console, table};
 use super::failure::{Code, Failure, OrFail, Result};
-use super::source::{Adapters, open_model};
+use super::source::open_model;
 use crate::calibrate::{
     self, DEFAULT_NOISE, Error, Framing, Options, Source, Stats, TextOptions, calibrate,
 };

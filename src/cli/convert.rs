@@ -1,21 +1,20 @@
 //! `convert`: a checkpoint to a bundle.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
 use super::Threads;
 use super::console::{Console, human_bytes, table};
-use super::failure::{Code, Failure, OrFail, Result};
+use super::conversion::failure;
+use super::failure::{OrFail, Result};
 use super::plan;
 use super::recipes::load_recipe;
-use super::source::{Adapters, check_place, hub_id, open_model};
-use crate::bundle;
-use crate::calibrate::Stats;
+use super::adapters::Adapters;
+use super::source::{check_place, hub_id, open_calibration, open_model};
 use crate::checkpoint::Checkpoint;
-use crate::convert::{self, Conversion, Fault, Forecast, Options, Report};
+use crate::convert::{self, Conversion, Forecast, Options, Report};
 use crate::gemma::ModelPlan;
 use crate::recipe::{DEFAULT, Recipe, Rule};
 
@@ -102,16 +101,10 @@ fn announce(
     console.line(&format!("recipe {}: {}", recipe.name, recipe.description))?;
     console.print(&plan::tables(forecast))?;
     let model = ModelPlan::new(checkpoint.config()).or_invalid()?;
-    if let Some(line) = experts_line(&model) {
+    if let Some(line) = plan::experts_line(&model) {
         console.line(&line)?;
     }
     console.print(&plan::totals(forecast))
-}
-
-/// The statistics named, if any.
-pub(super) fn open_calibration(path: Option<&Path>) -> Result<Option<Arc<Stats>>> {
-    path.map(|path| Stats::open(path).map(Arc::new).or_invalid())
-        .transpose()
 }
 
 /// The recipe named, or the bundle's own when one package of it is rebuilt; with the rules of `--set`.
@@ -129,44 +122,6 @@ fn chosen_recipe(args: &Args) -> Result<Recipe> {
         }
     };
     recipe.with_rules(&args.set).or_invalid()
-}
-
-pub(super) fn failure(error: convert::Error) -> Failure {
-    let failure = Failure::from_error(Code::Invalid, &error);
-    let failure = match &error {
-        convert::Error::Bundle(bundle::Error::Exists { .. }) => {
-            failure.replace_hint(
-                "--force replaces a bundle, --context N rewrites one for another context; or choose another --output",
-            )
-        }
-        convert::Error::OtherBundle { .. } => {
-            failure.replace_hint("--force converts everything anew and replaces the bundle")
-        }
-        convert::Error::Bundle(bundle::Error::Content { .. }) => failure
-            .hint("the bundle there is damaged; --force converts everything anew and replaces it"),
-        convert::Error::Context { .. } => failure.hint("give a --context in that range"),
-        _ => failure,
-    };
-    with_fault(failure, &error)
-}
-
-/// Sets the code by who can do something about the error.
-pub fn with_fault(failure: Failure, error: &convert::Error) -> Failure {
-    match error.fault() {
-        Fault::Input => failure,
-        Fault::Space => failure.with_code(Code::Resources),
-        Fault::Unexpected => failure.with_code(Code::Unexpected),
-    }
-}
-
-/// What it costs that a package computes every expert, for a model that has experts.
-pub(super) fn experts_line(plan: &ModelPlan) -> Option<String> {
-    let (moe, cost) = (plan.moe?, plan.moe_cost()?);
-    Some(format!(
-        "all {} experts of each layer are in the graph: every token computes their {} weights, of {} in the model; \
-         top-{} needs only {}",
-        moe.experts, cost.all, cost.model, moe.top_k, cost.chosen
-    ))
 }
 
 fn print(
@@ -236,27 +191,4 @@ fn print(
         console.detail(&format!("peak resident size {}", human_bytes(bytes)));
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_room_exits_5() {
-        let (path, needed, free) = (PathBuf::from("out"), 2, 1);
-        for error in [
-            convert::Error::Space {
-                path: path.clone(),
-                needed,
-                free,
-            },
-            convert::Error::Memory { path, needed, free },
-        ] {
-            let failure = failure(error);
-            assert_eq!(failure.code, Code::Resources);
-            assert!(failure.message.starts_with("out: "), "{}", failure.message);
-            assert!(failure.hint.is_some());
-        }
-    }
 }

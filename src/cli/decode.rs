@@ -8,9 +8,10 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::Threads;
+use super::adapters::Adapters;
 use super::console::Console;
 use super::failure::{Code, Failure, OrFail, Result};
-use super::source::{Adapters, PrecisionArg, check_ids, open_bundle, row_source};
+use super::source::{PrecisionArg, check_ids, open_bundle, row_source};
 use crate::bundle::Bundle;
 use crate::checkpoint::{ChatTemplate, Message, Tokenizer, stop_ids};
 use crate::evaluate::{BundleSubject, RowSource, open_decoder, reference_file, subject};

@@ -9,7 +9,7 @@ use super::console::{Console, human_bytes, table};
 use super::failure::{Code, Failure, OrFail, Result};
 use super::package_view as view;
 use super::recipes::load_recipe;
-use super::source::open_bundle;
+use super::source::{open_bundle, open_snapshot};
 use crate::checkpoint::{Adapter, MapError, MappedSafetensors};
 use crate::package::Package;
 
@@ -53,18 +53,19 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
             ),
         ));
     }
-    if path.is_dir() && path.join("config.json").is_file() {
-        return checkpoint(path, console);
-    }
-    if path.join("adapter_config.json").is_file() {
+    if path.join("adapter_config.json").is_file() && !path.join("config.json").is_file() {
         return adapter(path, console);
+    }
+    if path.is_dir() {
+        return checkpoint(path, console);
     }
     if extension == Some("safetensors") {
         return tensors(path, console);
     }
-    if extension == Some("toml") || !path.exists() {
+    if extension == Some("toml") || !(path.exists() || path.is_symlink()) {
         return recipe(path, console);
     }
+    crate::checkpoint::check_file(path).or_invalid()?;
     Err(Failure::new(
         Code::Invalid,
         format!(
@@ -93,7 +94,7 @@ fn recipe(path: &Path, console: &Console) -> Result<()> {
 }
 
 fn checkpoint(path: &Path, console: &Console) -> Result<()> {
-    let checkpoint = crate::checkpoint::Checkpoint::open(path).or_invalid()?;
+    let checkpoint = open_snapshot(path, console)?;
     let names: Vec<&str> = checkpoint.names().collect();
     let rows: Vec<(String, Vec<usize>)> = names
         .iter()
@@ -116,6 +117,7 @@ fn checkpoint(path: &Path, console: &Console) -> Result<()> {
             "text_bytes": checkpoint.text_bytes(),
             "passed_over": { "vision": passed.vision, "audio": passed.audio,
                              "shared_kv": passed.shared_kv, "other": passed.other },
+            "unknown": checkpoint.unknown().map_or(0, |(count, _)| count),
             "tensors": tensors,
         }));
     }
@@ -135,6 +137,9 @@ fn checkpoint(path: &Path, console: &Console) -> Result<()> {
         passed.shared_kv,
         passed.other
     );
+    if let Some((count, first)) = checkpoint.unknown() {
+        let _ = writeln!(text, "unknown: {count}, the first is {first}");
+    }
     console.print(&text)
 }
 
@@ -168,6 +173,9 @@ fn tensors(path: &Path, console: &Console) -> Result<()> {
         }
         MapError::Map(e) => Failure::from_error(Code::Invalid, &e),
         MapError::Header(e) => {
+            if let Err(known) = crate::checkpoint::check_file(path) {
+                return Failure::from_error(Code::Invalid, &known);
+            }
             let mut failure = Failure::from_error(Code::Invalid, &e);
             failure.causes.insert(0, failure.message.clone());
             failure.message = format!("{}: not a valid safetensors file", path.display());

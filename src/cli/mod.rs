@@ -3,12 +3,14 @@
 //! stdout carries results only, as tables or (`--format json`) as JSON; progress and notes go to stderr. Exit codes are
 //! those of [`failure::Code`], and 130 after Ctrl-C.
 
+mod adapters;
 mod allocate;
 mod bench;
 mod calibrate;
 mod compile;
 mod completions;
 mod console;
+mod conversion;
 mod convert;
 mod decode;
 pub mod failure;

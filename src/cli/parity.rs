@@ -6,10 +6,11 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::Threads;
+use super::adapters::Adapters;
 use super::console::{Console, table};
 use super::failure::{Code, Failure, OrFail, Result};
 use super::source::{
-    Adapters, PrecisionArg, check_ids, encode, open_bundle, open_model, overflow_lines, read_text, row_source,
+    PrecisionArg, check_ids, encode, open_bundle, open_model, overflow_lines, read_text, row_source,
 };
 use crate::bundle::Bundle;
 use crate::evaluate::parity::{

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 
 use super::Threads;
 use super::console::{Console, human_bytes, table};
-use super::convert::{experts_line, failure, open_calibration};
+use super::conversion::failure;
 use super::failure::{OrFail, Result};
 use super::recipes::load_recipe;
-use super::source::{Adapters, adapters_json, hub_id, open_model};
+use super::adapters::{Adapters, adapters_json};
+use super::source::{hub_id, open_calibration, open_model};
 use crate::convert::{self, Forecast, Options, PackageForecast};
 use crate::gemma::ModelPlan;
 use crate::recipe::{DEFAULT, Rule};
@@ -186,6 +187,16 @@ pub(super) fn totals(forecast: &Forecast) -> String {
         forecast.time.threads
     );
     text
+}
+
+/// What it costs that a package computes every expert, for a model that has experts.
+pub(super) fn experts_line(plan: &ModelPlan) -> Option<String> {
+    let (moe, cost) = (plan.moe?, plan.moe_cost()?);
+    Some(format!(
+        "all {} experts of each layer are in the graph: every token computes their {} weights, of {} in the model; \
+         top-{} needs only {}",
+        moe.experts, cost.all, cost.model, moe.top_k, cost.chosen
+    ))
 }
 
 /// Seconds for people: `0.4 s`, `48 s`, `12 min`, `3.5 h`.

@@ -1,17 +1,16 @@
 //! Arguments that several verbs share: models, precisions, token lists.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use clap::ValueEnum;
-use serde_json::json;
 
+use super::adapters::Adapters;
 use super::console::Console;
 use super::failure::{Code, Failure, OrFail, Result};
 use crate::bundle::Bundle;
-use crate::checkpoint::{
-    self, Adapter, ChatTemplate, Checkpoint, MergedAdapter, Message, Tokenizer,
-};
+use crate::calibrate::Stats;
+use crate::checkpoint::{self, ChatTemplate, Checkpoint, Message, Tokenizer};
 use crate::evaluate::{ExactRows, RowSource};
 use crate::runtime::Precision;
 
@@ -70,97 +69,84 @@ pub fn check_place(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Adapters of a model.
-#[derive(Debug, Clone, Default, clap::Args)]
-pub struct Adapters {
-    /// A LoRA, rsLoRA or DoRA adapter of PEFT or mlx-lm, merged into MODEL's weights: its folder, or its .safetensors file.
-    /// May be repeated; each is merged into what those before it made
-    #[arg(long = "adapter", value_name = "DIR")]
-    list: Vec<PathBuf>,
-}
-
-impl Adapters {
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.list.is_empty()
-    }
-}
-
 /// Opens a snapshot directory or a hub id, downloading it where needed, and merges adapters into it.
 pub fn open_model(model: &str, adapters: &Adapters, console: &Console) -> Result<Checkpoint> {
-    let path = Path::new(model);
     let dir = checkpoint::resolve(model, console)
         .or_invalid()
-        .map_err(|f| {
-            f.hint(match path.exists() {
-                true => "give the directory of a Hugging Face snapshot, not a file",
-                false => {
-                    "a path must be that of a directory; a hub id looks like google/gemma-4-E2B-it"
-                }
-            })
-        })?;
+        .map_err(|f| unresolved(model, f))?;
     console.detail(&format!("checkpoint {}", dir.display()));
-    let checkpoint = Checkpoint::open(&dir).or_invalid()?;
+    adapters.merge_into(open_snapshot(&dir, console)?, console)
+}
+
+/// Says first that there is no folder `model`, when it was taken for a hub id and that led nowhere.
+fn unresolved(model: &str, mut failure: Failure) -> Failure {
+    let path = Path::new(model);
+    if path.exists() {
+        let not = format!("{model}: a file, expected the folder of a checkpoint");
+        return match checkpoint::check_file(path) {
+            Ok(()) => Failure::new(Code::Invalid, not)
+                .hint("give the directory of a Hugging Face snapshot, not a file"),
+            Err(e) => Failure::from_error(Code::Invalid, &e),
+        };
+    }
+    if path.is_symlink() {
+        return Failure::new(
+            Code::Invalid,
+            format!("{model}: a link to a folder that is not there"),
+        )
+        .hint("its target was deleted or moved");
+    }
+    if looks_like_a_path(model) {
+        return Failure::new(Code::Invalid, format!("{model}: no such folder")).hint(
+            match model.starts_with('~') {
+                true => "the shell replaces ~ only at the start of a word without quotes",
+                false => {
+                    "give the folder of a checkpoint, or a hub id such as google/gemma-4-E2B-it"
+                }
+            },
+        );
+    }
+    let id = model.split('@').next().unwrap_or(model);
+    failure.causes.insert(0, failure.message);
+    failure.message = match id.contains('/') {
+        true => format!("{model}: no such folder here, so it was taken for a hub id"),
+        false => format!("{model}: no such folder here, and no hub id"),
+    };
+    failure.hint("a hub id looks like google/gemma-4-E2B-it")
+}
+
+/// Whether a model argument can only mean a path.
+fn looks_like_a_path(model: &str) -> bool {
+    let slashes = model
+        .split('@')
+        .next()
+        .unwrap_or(model)
+        .matches('/')
+        .count();
+    model.starts_with(['.', '/', '~'])
+        || model.ends_with('/')
+        || model.contains('\\')
+        || slashes > 1
+}
+
+/// Opens a snapshot directory, and warns of what one may think is read and is not.
+pub fn open_snapshot(dir: &Path, console: &Console) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::open(dir).or_invalid()?;
+    for notice in checkpoint.notices() {
+        console.warn(&notice.to_string());
+    }
     let passed = checkpoint.passed_over();
     console.detail(&format!(
         "not part of the text decoder: {} vision, {} audio, {} unused K/V, {} other tensors",
         passed.vision, passed.audio, passed.shared_kv, passed.other
     ));
-    merge_adapters(checkpoint, adapters, console)
-}
-
-/// Merges adapters, and says what they are and what else there is to know.
-fn merge_adapters(
-    checkpoint: Checkpoint,
-    adapters: &Adapters,
-    console: &Console,
-) -> Result<Checkpoint> {
-    if adapters.is_empty() {
-        return Ok(checkpoint);
-    }
-    let opened = adapters.list.iter().map(|path| Adapter::open(path));
-    let opened = opened.collect::<Result<Vec<_>, _>>().or_invalid()?;
-    let checkpoint = checkpoint.with_adapters(&opened).or_invalid()?;
-    for adapter in checkpoint.adapters() {
-        console.note(&adapter_line(adapter));
-        for notice in &adapter.notices {
-            console.warn(&notice.to_string());
-        }
-    }
     Ok(checkpoint)
 }
 
-/// The adapters of a checkpoint as JSON.
-pub fn adapters_json(checkpoint: &Checkpoint) -> serde_json::Value {
-    let one = |adapter: &MergedAdapter| {
-        json!({
-            "path": adapter.path, "format": adapter.about.format.name(), "method": adapter.about.method.name(),
-            "ranks": adapter.about.ranks, "factor": adapter.about.factor, "changed": adapter.changed,
-            "notices": adapter.notices.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        })
-    };
-    checkpoint.adapters().iter().map(one).collect()
-}
-
-/// What an adapter is and does, in a line.
-fn adapter_line(adapter: &MergedAdapter) -> String {
-    let mut counts: Vec<(&str, usize)> = Vec::new();
-    for name in &adapter.changed {
-        let name = name.trim_end_matches(".weight");
-        let module = name.rsplit('.').next().unwrap_or(name);
-        match counts.iter_mut().find(|(m, _)| *m == module) {
-            Some((_, count)) => *count += 1,
-            None => counts.push((module, 1)),
-        }
-    }
-    let counts: Vec<String> = counts.iter().map(|(m, n)| format!("{n} {m}")).collect();
-    format!(
-        "adapter {}: {}; changes {} tensors ({})",
-        adapter.path.display(),
-        adapter.about,
-        adapter.changed.len(),
-        counts.join(", ")
-    )
+/// The statistics named, if any.
+pub fn open_calibration(path: Option<&Path>) -> Result<Option<Arc<Stats>>> {
+    path.map(|path| Stats::open(path).map(Arc::new).or_invalid())
+        .transpose()
 }
 
 /// The hub id that a model argument stands for: its own, or that of a snapshot in the hub's cache
@@ -245,6 +231,31 @@ pub fn overflow_lines<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_are_told_from_hub_ids() {
+        for path in [
+            "./x",
+            "../x",
+            "/x/y",
+            "~/x",
+            "models/x/",
+            "a/b/c",
+            "a\\b",
+            ".x",
+            "a/b/c@main",
+        ] {
+            assert!(looks_like_a_path(path), "{path}");
+        }
+        for id in [
+            "google/gemma-4-E2B-it",
+            "a/b@refs/pr/3",
+            "models/x",
+            "gemma",
+        ] {
+            assert!(!looks_like_a_path(id), "{id}");
+        }
+    }
 
     #[test]
     fn a_model_is_named_by_its_hub_id() {

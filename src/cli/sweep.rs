@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Threads;
+use super::adapters::Adapters;
 use super::console::{Console, human_bytes, table};
-use super::convert::with_fault;
+use super::conversion::with_fault;
 use super::failure::{Code, Failure, OrFail, Result};
 use super::recipes::load_recipe;
-use super::source::{Adapters, encode, hub_id, open_model, read_text};
+use super::source::{encode, hub_id, open_model, read_text};
 use crate::calibrate::Stats;
 use crate::gemma::ModelPlan;
 use crate::recipe::{DEFAULT_CONTEXT, Recipe};

@@ -7,83 +7,28 @@
 //! opened and checked, and renamed into place. A unit may also be taken from the bundle that is replaced: as it is, or, for a
 //! package, its weights under another program.
 //!
+//! `decide` says what will be made and `forecast` what that takes, `weights` makes one weight, `assemble` the whole. Each uses
+//! those before it; `forecast` and `weights` do not know each other.
+//!
 //! The same input gives the same bytes, whatever the number of threads and however often it was interrupted.
 
-mod activations;
+mod assemble;
+mod decide;
 mod error;
-mod estimate;
-mod facts;
 mod forecast;
-mod forms;
-mod input;
-mod journal;
-mod lanes;
-mod levers;
-mod measure;
-mod pipeline;
-mod report;
-mod resolve;
+mod limits;
+mod options;
 mod room;
-mod source;
-mod tables;
-mod task;
-#[cfg(test)]
-mod tests;
-mod tile;
-mod tuning;
-mod units;
+mod weights;
 
+pub(crate) use assemble::thread_pool;
+pub use assemble::{Conversion, Report, StageTime, convert};
+pub use decide::{Resolved, ResolvedChunk, bundle_recipe, own_weights, resolve, weight_bytes};
 pub use error::{Error, Fault, Result};
-pub use estimate::Time;
 pub use forecast::{
-    FileForecast, Forecast, PackageForecast, SchemeForecast, TableForecast, forecast,
+    FileForecast, Forecast, PackageForecast, SchemeForecast, SchemeTotal, TableForecast, Time,
+    forecast,
 };
-pub(crate) use measure::{Measured, Measurer, scalar_group};
-pub(crate) use pipeline::thread_pool;
-pub use pipeline::{Conversion, convert};
-pub use report::{Report, SchemeTotal, StageTime};
-pub use resolve::{Resolved, ResolvedChunk, own_weights, resolve, weight_bytes};
+pub use options::Options;
 pub use room::Room;
-pub use task::bundle_recipe;
-
-/// Name and version of this converter: what decides the bytes beside checkpoint and recipe.
-const TOOL: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
-
-/// What a caller may choose beside the recipe.
-#[derive(Debug, Clone, Default)]
-pub struct Options {
-    /// Worker threads; all cores when `None`.
-    pub threads: Option<usize>,
-    /// Replace an existing bundle at the output by a whole conversion.
-    pub force: bool,
-    /// Positions of the full-attention cache; the recipe's when `None`. With an existing bundle of the same checkpoint,
-    /// recipe and version at the output, and without `force`, that bundle is rewritten for this context: its weights and
-    /// tables are kept. The result is the same, byte for byte, as that of a whole conversion.
-    pub context: Option<usize>,
-    /// Rebuild this package (`chunk4`) of the bundle at the output, with the recipe given, which may quantize in another way.
-    /// All else is kept, tables and tokenizer included. `force` and `model_id` say nothing then.
-    pub only: Option<String>,
-    /// Statistics of the inputs of the model's projections, for recipes that ask for them. They decide the bundle's bytes.
-    pub calibration: Option<std::sync::Arc<crate::calibrate::Stats>>,
-    /// Palettes shared with other conversions of the same checkpoint that differ in width; they change no bytes.
-    pub palettes: Option<std::sync::Arc<crate::quantize::SharedPalettes>>,
-    /// Name of the model for `model_config.json` (a hub id, say); `gemma4` when `None`. It is part of the bundle's bytes.
-    pub model_id: Option<String>,
-    /// Every weight file has fewer bytes than this; [`crate::package::WEIGHT_FILE_LIMIT`] when `None`. It is part of the
-    /// bundle's bytes. Packages whose weights are kept keep their files.
-    pub weight_file_limit: Option<u64>,
-    /// Room on disk and in memory; measured when `None`.
-    pub room: Option<Room>,
-}
-
-impl Options {
-    fn file_limit(&self) -> u64 {
-        self.weight_file_limit
-            .unwrap_or(crate::package::WEIGHT_FILE_LIMIT)
-    }
-
-    /// Whether a bundle at the output may be replaced.
-    fn replaces(&self) -> bool {
-        self.force || self.context.is_some() || self.only.is_some()
-    }
-}
+pub(crate) use weights::{Measured, Measurer, scalar_group};

@@ -1,7 +1,6 @@
 //! What the machine has left: disk and memory.
 
 use super::error::{Error, Result};
-use super::forecast::Forecast;
 use crate::bundle::files;
 use std::path::{Path, PathBuf};
 
@@ -29,25 +28,21 @@ impl Room {
         }
     }
 
-    /// Refuses what will not fit. `staged` are bytes that an earlier run left beside the output: they are used again or make
-    /// room.
+    /// Refuses what will not fit: an output at `path` that needs these bytes of disk and of memory.
     ///
     /// # Errors
     /// [`Error::Space`], [`Error::Memory`].
-    pub(super) fn check(&self, path: &Path, forecast: &Forecast, staged: u64) -> Result<()> {
-        let needed = forecast.disk.saturating_sub(staged);
-        if let Some(free) = self.disk
-            && free < needed
-        {
-            let path = path.to_path_buf();
-            return Err(Error::Space { path, needed, free });
-        }
-        match self.memory {
-            Some(free) if free < forecast.memory => Err(Error::Memory {
-                path: path.to_path_buf(),
-                needed: forecast.memory,
-                free,
-            }),
+    pub(super) fn check(&self, path: &Path, disk: u64, memory: u64) -> Result<()> {
+        let path = path.to_path_buf();
+        match (self.disk, self.memory) {
+            (Some(free), _) if free < disk => {
+                let needed = disk;
+                Err(Error::Space { path, needed, free })
+            }
+            (_, Some(free)) if free < memory => {
+                let needed = memory;
+                Err(Error::Memory { path, needed, free })
+            }
             _ => Ok(()),
         }
     }

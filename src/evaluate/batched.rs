@@ -42,7 +42,8 @@ impl BundleWeights {
         if let Some(reason) = differs(bundle) {
             return Ok(Batched::Unfit(reason));
         }
-        let mut expected: BTreeMap<String, (String, usize)> = tensors(plan)
+        let mut expected: BTreeMap<String, (String, usize)> = plan
+            .multiplied_tensors()
             .into_iter()
             .map(|(tensor, shape)| {
                 let elements = shape.iter().product();
@@ -156,13 +157,6 @@ impl WeightSource for BundleWeights {
         }
         Ok(())
     }
-}
-
-/// Every tensor that a forward pass reads beside table rows.
-fn tensors(plan: &ModelPlan) -> Vec<(String, Vec<usize>)> {
-    let mut list = plan.tensors();
-    list.retain(|(name, _)| name != names::PER_LAYER_EMBED);
-    list
 }
 
 /// The constant that packages have for a tensor.

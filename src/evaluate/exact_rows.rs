@@ -20,15 +20,12 @@ impl ExactRows {
     /// Rows of an opened checkpoint.
     ///
     /// # Errors
-    /// A table is missing or has another shape than the configuration says.
+    /// The checkpoint is not what its configuration says.
     pub fn new(checkpoint: Arc<Checkpoint>) -> Result<Self> {
         let plan = Arc::new(ModelPlan::new(checkpoint.config())?);
         let rows = ExactRows { checkpoint, plan };
         let (checkpoint, plan) = (&rows.checkpoint, &rows.plan);
-        checkpoint.tensor(names::EMBED, &[plan.vocab, plan.hidden])?;
-        if plan.ple_dim > 0 {
-            checkpoint.tensor(names::PER_LAYER_EMBED, &[plan.ple_vocab, rows.width()])?;
-        }
+        plan.check(checkpoint)?;
         Ok(rows)
     }
 

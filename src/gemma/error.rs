@@ -9,14 +9,6 @@ pub enum Error {
     /// The checkpoint cannot be read, or is not what the plan needs.
     #[error(transparent)]
     Checkpoint(#[from] checkpoint::Error),
-    /// A text tensor that the plan does not account for.
-    #[error("tensor {tensor} is not part of the model that config.json describes\nhint: {hint}")]
-    UnexpectedTensor {
-        /// Name without prefix.
-        tensor: String,
-        /// What it may mean.
-        hint: String,
-    },
     /// A KV-shared layer has nothing to share from.
     #[error("layer {layer} shares K and V, but no {kind} layer below it owns any")]
     NoProducer {

@@ -1,7 +1,5 @@
 //! Every layer of a model: its kind, its heads, whose K and V it reads, its MLP width, and the tensors it needs.
 
-use std::collections::BTreeSet;
-
 use crate::checkpoint::{Checkpoint, LayerKind, TextConfig};
 
 use super::error::{Error, Result};
@@ -121,6 +119,8 @@ pub struct ModelPlan {
     pub hidden: usize,
     /// Tokens, rows of the embedding table and of the head.
     pub vocab: usize,
+    /// Name of the tensor that the head multiplies with: the embedding's, or its own.
+    pub head: &'static str,
     /// Query heads, on every layer.
     pub q_heads: usize,
     /// Every layer in order.
@@ -184,6 +184,10 @@ impl ModelPlan {
         Ok(Self {
             hidden: config.hidden_size,
             vocab: config.vocab_size,
+            head: match config.tie_word_embeddings {
+                true => names::EMBED,
+                false => names::OWN_HEAD,
+            },
             q_heads: config.num_attention_heads,
             layers,
             moe: config.moe.map(|moe| Moe {
@@ -294,45 +298,42 @@ impl ModelPlan {
         let size = |shape: &[usize]| shape.iter().map(|&n| n as u64).product::<u64>();
         // Gate, up and down.
         let expert = 3 * size(&[self.layers.len(), self.hidden, moe.intermediate]);
-        let tensors = self.tensors();
-        let in_graph = tensors
-            .iter()
-            .filter(|(name, _)| name != names::PER_LAYER_EMBED);
+        let multiplied = self.multiplied_tensors();
         Some(MoeCost {
             all: moe.experts as u64 * expert,
             chosen: moe.top_k as u64 * expert,
-            model: in_graph.map(|(_, shape)| size(shape)).sum(),
+            model: multiplied.iter().map(|(_, shape)| size(shape)).sum(),
         })
     }
 
-    /// Every tensor that the arithmetic needs, without prefix, with its shape: tables, layers in order, final norm. The head
-    /// is `embed_tokens.weight` again.
+    /// Every tensor that the arithmetic needs, without prefix, with its shape: tables, layers in order, final norm, and the
+    /// head where it is not `embed_tokens.weight` again.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let mut list = self.input_tensors();
         for layer in &self.layers {
             list.extend(self.layer_tensors(layer));
         }
         list.push((names::FINAL_NORM.to_string(), vec![self.hidden]));
+        if self.head != names::EMBED {
+            list.push((self.head.to_string(), vec![self.vocab, self.hidden]));
+        }
+        list
+    }
+
+    /// [`tensors`](Self::tensors) without the tables that are only looked up, a row for each token: what a pass multiplies
+    /// with. The embedding is among them where it is the head.
+    pub fn multiplied_tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let mut list = self.tensors();
+        list.retain(|(name, _)| {
+            name != names::PER_LAYER_EMBED && (name != names::EMBED || self.head == names::EMBED)
+        });
         list
     }
 
     /// Checks that a checkpoint has every tensor with the right shape and no text tensor that the plan leaves unexplained.
     /// Reads no weights.
     pub fn check(&self, checkpoint: &Checkpoint) -> Result<()> {
-        let needed = self.tensors();
-        for (name, shape) in &needed {
-            checkpoint.tensor(name, shape)?;
-        }
-        let known: BTreeSet<&str> = needed.iter().map(|(n, _)| n.as_str()).collect();
-        match checkpoint.names().find(|name| !known.contains(name)) {
-            Some(name) => Err(Error::UnexpectedTensor {
-                tensor: name.to_string(),
-                hint: "config.json may belong to another checkpoint, or the checkpoint has parts (biases, adapters, \
-                       quantization scales) that are not supported"
-                    .into(),
-            }),
-            None => Ok(()),
-        }
+        Ok(checkpoint.check(&self.tensors())?)
     }
 }
 

@@ -158,7 +158,7 @@ impl<'a> Reference<'a> {
         };
         let head_shape = [plan.vocab, plan.hidden];
         let head = match size(&head_shape) <= bytes {
-            true => Some(weights::load(weights, EMBED, &head_shape)?),
+            true => Some(weights::load(weights, plan.head, &head_shape)?),
             false => None,
         };
         let width = plan.layers.len() * plan.ple_dim;
@@ -419,7 +419,7 @@ impl<'a> Reference<'a> {
                 for first in (0..plan.vocab).step_by(block) {
                     let rows = block.min(plan.vocab - first);
                     let shape = [plan.vocab, plan.hidden];
-                    push(&self.weights.rows(EMBED, shape, first, rows)?)?;
+                    push(&self.weights.rows(plan.head, shape, first, rows)?)?;
                 }
             }
         }

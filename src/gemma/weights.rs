@@ -156,6 +156,8 @@ impl LayerWeights {
                 dir: from.checkpoint.dir().to_path_buf(),
                 tensor: format!("{prefix}{name}"),
                 expected: Vec::new(),
+                notes: String::new(),
+                hint: None,
             };
             loaded.remove(name).ok_or_else(missing)
         };

@@ -2,7 +2,7 @@
 
 use super::emitter::{Emitter, NormAxis};
 use super::error::Result;
-use super::weights::{FINAL_NORM, HEAD};
+use super::weights::FINAL_NORM;
 use crate::mil::Var;
 
 /// What the head hands out.
@@ -15,7 +15,7 @@ pub(super) struct Head {
     pub hidden: Var,
 }
 
-/// Final norm, tied head (the raw embedding), `tanh(x / c) * c` where the model has a softcap; the result is kept as
+/// Final norm, head (the raw embedding where they are tied), `tanh(x / c) * c` where the model has a softcap; the result is kept as
 /// `logits`, `(1, V, 1, 1)`.
 pub(super) fn head(e: &mut Emitter<'_>, hidden: &Var) -> Result<Head> {
     e.fb.push_scope("head");
@@ -51,7 +51,7 @@ pub(super) fn pick_token(e: &mut Emitter<'_>, hidden: &Var, mask: &Var) -> Resul
 fn norm_and_logits(e: &mut Emitter<'_>, hidden: &Var) -> Result<(Var, Var)> {
     let normed = e.rms_norm(hidden, NormAxis::Channels, FINAL_NORM)?;
     let normed = e.fb.name_value(&normed, "final_norm_out")?;
-    let mut logits = e.linear(&normed, HEAD)?;
+    let mut logits = e.linear(&normed, e.plan.head)?;
     if let Some(cap) = e.plan.softcap {
         let cap = e.fb.scalar_f16(cap as f32)?;
         let scaled = e.fb.real_div(&logits, &cap)?;

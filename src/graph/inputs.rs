@@ -6,7 +6,7 @@ use super::emitter::{Emitter, NormAxis, dims};
 use super::error::Result;
 use super::forms::{CacheForm, FunctionKind, GraphOptions};
 use super::split::ChunkSpec;
-use super::weights::{HEAD, PLE_NORM, PLE_PROJECTION};
+use super::weights::{EMBED, PLE_NORM, PLE_PROJECTION};
 use crate::gemma::rope::{RopeSpec, table};
 use crate::gemma::{LayerKind, ModelPlan};
 use crate::mil::{ConvParams, DType, Immediate, Var};
@@ -226,7 +226,7 @@ fn rope_rows(e: &mut Emitter<'_>, rope: &RopeSpec, rows: usize, position: &Var) 
 fn embed(e: &mut Emitter<'_>, ids: &Var, image: Option<&Var>) -> Result<Var> {
     e.fb.push_scope("embed");
     let index = e.reshape(ids, &[1])?;
-    let weight = e.weight(HEAD)?;
+    let weight = e.weight(EMBED)?;
     let row = e.fb.gather(&weight, &index, 0, 0)?;
     let scale = e.fb.scalar_f16(e.plan.embed_scale as f32)?;
     let mut hidden = e.fb.mul(&row, &scale)?;

@@ -57,7 +57,8 @@ pub enum WeightKind {
     Norm,
     /// A single number (`layer_scalar`), or one for each expert (`router.per_expert_scale`).
     Scalar,
-    /// The language-model head: the tied embedding, without its `sqrt(H)`.
+    /// The language-model head: the tied embedding, without its `sqrt(H)`, or a tensor of its own. The embedding as well
+    /// where packages look it up.
     Head,
 }
 
@@ -69,7 +70,7 @@ impl WeightKind {
 }
 
 pub(super) use crate::gemma::names::{
-    EMBED as HEAD, FINAL_NORM, PER_LAYER_NORM as PLE_NORM, PER_LAYER_PROJECTION as PLE_PROJECTION,
+    EMBED, FINAL_NORM, OWN_HEAD, PER_LAYER_NORM as PLE_NORM, PER_LAYER_PROJECTION as PLE_PROJECTION,
 };
 
 /// `layers.{index}.{suffix}`.
@@ -78,7 +79,7 @@ pub(super) fn tensor_name(index: usize, suffix: &str) -> String {
 }
 
 /// The weights of a chunk in canonical blob order: per-layer inputs, layers, final norm, head; the embedding, where only
-/// the first chunk looks it up, comes first. It depends on the layers of the chunk and on where its inputs are made, not on
+/// the first chunk looks it up or the head is another tensor, comes first. It depends on the layers of the chunk and on where its inputs are made, not on
 /// its functions, so that packages with other functions have the same weight file.
 ///
 /// # Errors
@@ -89,9 +90,10 @@ pub fn chunk_weights(
     options: &GraphOptions,
 ) -> Result<Vec<WeightBinding>> {
     let mut list = Vec::new();
-    let embedding = (HEAD.to_owned(), vec![plan.vocab, plan.hidden]);
-    if spec.first && options.layout.takes_ids() && !spec.last {
-        list.push(binding(embedding.0.clone(), embedding.1.clone())?);
+    let table = vec![plan.vocab, plan.hidden];
+    let looked_up = spec.first && options.layout.takes_ids();
+    if looked_up && !(spec.last && plan.head == EMBED) {
+        list.push(binding(EMBED.to_owned(), table.clone())?);
     }
     if spec.first && plan.ple_dim > 0 && !options.cache.keeps_context() {
         let width = plan.layers.len() * plan.ple_dim;
@@ -108,7 +110,7 @@ pub fn chunk_weights(
     }
     if spec.last {
         list.push(binding(FINAL_NORM.to_owned(), vec![plan.hidden])?);
-        list.push(binding(embedding.0, embedding.1)?);
+        list.push(binding(plan.head.to_owned(), table)?);
     }
     Ok(list)
 }
@@ -136,7 +138,7 @@ fn binding(tensor: String, source_shape: Vec<usize>) -> Result<WeightBinding> {
 }
 
 fn role(tensor: &str, rank: usize) -> (WeightLayout, WeightKind) {
-    if tensor == HEAD {
+    if [EMBED, OWN_HEAD].contains(&tensor) {
         (WeightLayout::Conv1x1, WeightKind::Head)
     } else if tensor.ends_with("layer_scalar") || tensor.ends_with("router.per_expert_scale") {
         (WeightLayout::Vector4, WeightKind::Scalar)

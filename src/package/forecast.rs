@@ -8,8 +8,8 @@ use super::blob::{HEADER_BYTES, begins_file, end_of_blob, weight_file_name};
 use super::error::{BoxError, Error, Result};
 use super::manifest::Manifest;
 use super::places::{BlobPlace, ConstPlace, PartPlace};
-use super::storage::{Part, PartSpec};
-use super::write::{ConstSource, PackageSpec, blob_bytes, checked, storage_of};
+use super::storage::{Part, PartSpec, Storage};
+use super::write::{PackageSpec, blob_bytes, checked, from_source};
 use super::{MODEL_PATH, WEIGHTS_DIR, spec};
 use crate::mil::DeferredConst;
 
@@ -138,7 +138,10 @@ pub struct PackageForecast {
 pub type KnownData<'a> =
     dyn FnMut(&DeferredConst) -> std::result::Result<Option<Vec<u8>>, BoxError> + 'a;
 
-/// Predicts the files of a package to the byte, from the storages of `source` and the bytes of such dense weights as `data`
+/// How a weight will be stored: what [`super::ConstSource::storage`] will say.
+pub type StorageOf<'a> = dyn Fn(&DeferredConst) -> std::result::Result<Storage, BoxError> + 'a;
+
+/// Predicts the files of a package to the byte, from the storages of its weights and the bytes of such dense weights as `data`
 /// gives. Weights that `data` does not give are taken to differ from each other: where two of them have the same bytes, the
 /// package is smaller.
 ///
@@ -146,17 +149,14 @@ pub type KnownData<'a> =
 /// As [`super::write_package`], files apart, and those of `data`.
 pub fn forecast_package(
     package: &PackageSpec<'_>,
-    source: &dyn ConstSource,
+    storage_of: &StorageOf<'_>,
     data: &mut KnownData<'_>,
 ) -> Result<PackageForecast> {
     let mut shards = Shards::new(package.file_limit);
     let mut consts = BTreeMap::new();
     for c in checked(package)? {
-        let storage = storage_of(source, c)?;
-        let known = data(c).map_err(|source| Error::Source {
-            weight: c.id.clone(),
-            source,
-        })?;
+        let storage = storage_of(c).map_err(|e| from_source(c, e))?;
+        let known = data(c).map_err(|e| from_source(c, e))?;
         let parts = storage.parts(c)?;
         let places = shards.add(c, &parts, known.as_deref())?;
         let parts = parts.into_iter().zip(places).collect();

@@ -51,7 +51,7 @@ mod write;
 
 pub use blob::{BlobHeader, HEADER_BYTES, align, end_of_blob, weight_file_name};
 pub use error::{BoxError, Error, Result};
-pub use forecast::{KnownData, PackageForecast, Shard, Shards, forecast_package};
+pub use forecast::{KnownData, PackageForecast, Shard, Shards, StorageOf, forecast_package};
 pub use places::{BlobPlace, ConstPlace, PartPlace};
 pub use read::{Binding, Package, ReadFunction, ReadOp, ReadValue};
 pub(crate) use rewrite::link_or_copy;

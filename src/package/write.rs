@@ -203,11 +203,10 @@ fn ordered<'a>(program: &'a Program, blob_order: &[String]) -> Result<Vec<&'a De
     }
 }
 
-pub(super) fn storage_of(source: &dyn ConstSource, c: &DeferredConst) -> Result<Storage> {
-    source.storage(c).map_err(|source| Error::Source {
-        weight: c.id.clone(),
-        source,
-    })
+/// An error of whoever gives the weights.
+pub(super) fn from_source(c: &DeferredConst, source: BoxError) -> Error {
+    let weight = c.id.clone();
+    Error::Source { weight, source }
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -237,7 +236,7 @@ impl WeightWriter {
     }
 
     fn write(&mut self, c: &DeferredConst, source: &mut dyn ConstSource) -> Result<()> {
-        let storage = storage_of(source, c)?;
+        let storage = source.storage(c).map_err(|e| from_source(c, e))?;
         let parts = storage.parts(c)?;
         let blobs: Vec<u64> = blob_bytes(&parts).collect();
         let begins = begins_file(&c.id, self.file().bytes(), &blobs, self.limit)?;

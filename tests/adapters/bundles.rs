@@ -176,7 +176,7 @@ fn the_command_line_merges_and_says_so() {
         assert!(err.contains(expected), "{expected}: {err}");
     }
     assert!(out.contains("packages") || out.contains("package"), "{out}");
-    let (out, _) = texts(&run(&[&args[..], &["--json"]].concat()));
+    let (out, _) = texts(&run(&[&args[..], &["--format", "json"]].concat()));
     let plan: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!(plan["adapters"].as_array().unwrap().len(), 2);
 

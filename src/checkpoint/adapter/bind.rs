@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU32;
 
 use super::super::error::Result;
 use super::Adapter;
-use super::config::{AdapterFormat, Config};
+use super::config::{AdapterFormat, Config, setting};
 use super::error::Error;
 use super::merge::{Change, Factor, LowRank, Magnitude, Step};
 use super::names::{self, Place};
@@ -129,6 +129,7 @@ impl Binding<'_> {
     /// Tensors that take the place of the model's.
     fn whole(&mut self) -> Result<()> {
         let adapter = self.adapter;
+        self.check_saved()?;
         let (mut table, mut head) = (None, None);
         for (path, stored) in &adapter.whole {
             let Some(name) = self.target(path, 1) else {
@@ -165,6 +166,25 @@ impl Binding<'_> {
                 let why = "the embedding table and the head, which the model ties, are no longer equal";
                 let hint = "train with `ensure_weight_tying`, or leave embed_tokens and lm_head out of `modules_to_save`";
                 Err(self.unmergeable(one, why, hint).into())
+            }
+        }
+    }
+
+    /// Every module that the config says was saved is there.
+    fn check_saved(&self) -> Result<()> {
+        let is_in = |saved: &str| {
+            self.adapter.whole.keys().any(|path| {
+                let dots = path.match_indices('.');
+                let mut modules = dots.map(|(dot, _)| &path[..dot]);
+                modules.any(|m| patterns::ends_with(m, names::inner(m), saved))
+            })
+        };
+        let saved = &self.config().targets.saved;
+        match saved.iter().find(|saved| !is_in(saved)) {
+            None => Ok(()),
+            Some(missing) => {
+                let why = format!("{} has no tensor of it", self.adapter.path.display());
+                Err(setting(&self.config().path, "modules_to_save", missing, &why).into())
             }
         }
     }

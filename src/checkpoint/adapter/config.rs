@@ -7,8 +7,8 @@ use sha2::{Digest, Sha256};
 
 use super::super::error::{Error as CheckpointError, Result};
 use super::super::fields::{Fields, parse_json, shorten};
+use super::super::pointer::check_file;
 use super::error::Error;
-use super::files;
 use super::notice::AdapterNotice;
 use super::patterns::{Modules, Overrides};
 use super::peft;
@@ -137,11 +137,11 @@ pub(super) struct Config {
 impl Config {
     /// Reads and checks the file.
     pub fn read(path: &Path) -> Result<Self> {
+        check_file(path)?;
         let bytes = std::fs::read(path).map_err(|source| CheckpointError::Io {
             path: path.to_path_buf(),
             source,
         })?;
-        files::check_not_pointer(path, &bytes)?;
         let root = parse_json(path, &bytes)?;
         let top = Fields::top(path, &root)?;
         let sha256 = hex(&Sha256::digest(&bytes));

@@ -6,18 +6,13 @@ use super::super::error::{Error as CheckpointError, Result};
 use super::error::Error;
 
 /// The settings of an adapter, PEFT's and mlx-lm's alike.
-pub(super) const CONFIG: &str = "adapter_config.json";
+pub(in crate::checkpoint) const CONFIG: &str = "adapter_config.json";
 /// Weights as PEFT names them.
-pub(super) const PEFT_WEIGHTS: &str = "adapter_model.safetensors";
+pub(in crate::checkpoint) const PEFT_WEIGHTS: &str = "adapter_model.safetensors";
 /// Weights as mlx-lm names them.
-pub(super) const MLX_WEIGHTS: &str = "adapters.safetensors";
+pub(in crate::checkpoint) const MLX_WEIGHTS: &str = "adapters.safetensors";
 /// Weights of PEFT in a format that runs code when it is read.
-const PICKLED: &str = "adapter_model.bin";
-/// How the text of a file begins that Git LFS left in the place of another.
-const LFS: &[u8] = b"version https://git-lfs";
-/// As much of a file as shows whether it is such a text.
-pub(super) const LONGEST_POINTER: u64 = LFS.len() as u64;
-
+pub(in crate::checkpoint) const PICKLED: &str = "adapter_model.bin";
 /// An adapter's folder.
 #[derive(Debug)]
 pub(super) struct Place {
@@ -170,17 +165,4 @@ fn folders_with_adapters(dir: &Path) -> Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found)
-}
-
-/// Says so when a file is only what Git LFS keeps in its place.
-pub(super) fn check_not_pointer(path: &Path, begin: &[u8]) -> Result<()> {
-    match begin.starts_with(LFS) {
-        true => Err(place(
-            path,
-            "a pointer of Git LFS",
-            "the file that it stands for",
-            "run `git lfs pull` in the folder of the adapter, or fetch it with `hf download`",
-        )),
-        false => Ok(()),
-    }
 }

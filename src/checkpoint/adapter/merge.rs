@@ -7,7 +7,7 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::super::dtype::Raw;
+use super::super::stored::Raw;
 use super::stored::Stored;
 
 /// Elements of a factor that are held as f32.

@@ -28,6 +28,7 @@ use stored::{Stored, Weights};
 pub(in crate::checkpoint) use bind::{Base, Changes};
 pub use config::{AdapterFormat, AdapterMethod};
 pub use error::Error as AdapterError;
+pub(in crate::checkpoint) use files::{CONFIG, MLX_WEIGHTS, PEFT_WEIGHTS, PICKLED};
 pub(in crate::checkpoint) use merge::Change;
 pub use notice::AdapterNotice;
 pub(in crate::checkpoint) use stored::hex;

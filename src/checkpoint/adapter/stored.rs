@@ -1,19 +1,15 @@
 //! The tensors of an adapter's weights, memory-mapped.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 
-use super::super::dtype::{Raw, StoredDType};
+use super::super::stored::{MapError, MappedSafetensors, Raw, StoredDType, header};
 use super::super::error::{Error as CheckpointError, Result};
-use super::super::header;
-use super::super::mapped::{MapError, MappedSafetensors};
+use super::super::pointer::check_file;
 use super::error::Error;
-use super::files;
 
 /// Elements that are looked at a time.
 const PIECE: usize = 1 << 14;
@@ -93,10 +89,7 @@ impl Weights {
             path: path.to_path_buf(),
             source,
         };
-        let mut begin = Vec::new();
-        let file = File::open(path).map_err(io)?;
-        file.take(files::LONGEST_POINTER).read_to_end(&mut begin).map_err(io)?;
-        files::check_not_pointer(path, &begin)?;
+        check_file(path)?;
         // Our own reader says which tensor is wrong, and how.
         let entries = header::read(path)?;
         let file = MappedSafetensors::open(path).map_err(|e| match e {

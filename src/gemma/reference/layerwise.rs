@@ -5,7 +5,6 @@ use candle_core::Tensor;
 use crate::gemma::error::Result;
 use crate::gemma::layer::{KvPair, Rotary};
 use crate::gemma::math::rms_norm;
-use crate::gemma::names::EMBED;
 use crate::gemma::observe::{Linears, Observer};
 use crate::gemma::plan::KvRole;
 
@@ -107,13 +106,13 @@ impl<'r, 'a> Layerwise<'r, 'a> {
         to_vec(&self.sequences[sequence].h)
     }
 
-    /// The final norm of every sequence, seen by `observer` as the head's input, `embed_tokens.weight`.
+    /// The final norm of every sequence, seen by `observer` as the head's input, under the name of its tensor.
     pub fn finish(self, observer: &mut dyn Observer) -> Result<()> {
         let reference = self.reference;
         for sequence in &self.sequences {
             let norm = Some(&reference.final_norm);
             rms_norm(&sequence.h, norm, reference.plan.eps)
-                .and_then(|x| Linears::new("", Some(&mut *observer)).show(EMBED, &x))
+                .and_then(|x| Linears::new("", Some(&mut *observer)).show(reference.plan.head, &x))
                 .map_err(compute("final norm"))?;
         }
         Ok(())

@@ -97,7 +97,7 @@ fn forecast(made: &(Program, Vec<String>), limit: u64) -> Result<PackageForecast
         let bytes = 2 * c.shape.iter().product::<usize>();
         Ok(Some(content(c, bytes as u64)))
     };
-    forecast_package(&spec(made, limit), &Letters, &mut data)
+    forecast_package(&spec(made, limit), &|c| Letters.storage(c), &mut data)
 }
 
 /// File number and offset of a weight, and with whom it is shared.

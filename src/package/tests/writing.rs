@@ -39,7 +39,7 @@ fn forecast(program: &Program, order: &[String], file_limit: u64) -> Result<Pack
         blob_order: order,
         file_limit,
     };
-    forecast_package(&spec, &Counting, &mut |_| Ok(None))
+    forecast_package(&spec, &|c| Counting.storage(c), &mut |_| Ok(None))
 }
 
 #[test]

@@ -99,7 +99,7 @@ fn kind_of(tensor: &str) -> (Option<usize>, String) {
         .and_then(|rest| rest.split_once('.'));
     match inner.and_then(|(layer, kind)| Some((layer.parse().ok()?, kind))) {
         Some((layer, kind)) => (Some(layer), kind.to_string()),
-        None if name == "embed_tokens" => (None, "head (embed_tokens)".into()),
+        None if ["embed_tokens", "lm_head"].contains(&name) => (None, format!("head ({name})")),
         None => (None, name.to_string()),
     }
 }

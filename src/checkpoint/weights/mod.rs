@@ -1,0 +1,11 @@
+//! The weights of a snapshot: which files hold them, what each tensor is, memory-mapped access.
+
+mod check;
+mod files;
+mod head;
+mod names;
+mod store;
+
+pub use store::{Checkpoint, HASHED, PassedOver};
+
+pub(super) use files::{INDEX, SINGLE, has_weights, shard_names};

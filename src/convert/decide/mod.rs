@@ -1,0 +1,20 @@
+//! What will be made: a scheme for every weight, the units of the bundle, what is kept of one that is there, and what the bundle
+//! says of itself. Reads headers and no weights.
+//!
+//! Uses [`super::options`] and [`super::error`], and no other room of `convert`.
+
+mod activations;
+mod base;
+mod facts;
+mod job;
+mod program;
+mod resolve;
+mod task;
+
+pub(super) use base::TOOL;
+pub use base::bundle_recipe;
+pub(super) use facts::tensor_record;
+pub(super) use job::{Job, Origin, PackageUnit, TableSpec, Unit};
+pub(super) use resolve::{ByConst, matrix, package_error};
+pub use resolve::{Resolved, ResolvedChunk, own_weights, resolve, weight_bytes};
+pub(super) use task::{Task, checked_plan};

@@ -1,0 +1,53 @@
+//! Streams one weight through the quantizer of its scheme.
+
+use super::input::Input;
+use super::tile::{Buffers, Sink, Stopped, Tiler};
+use super::tuning::Tuning;
+use crate::convert::decide::{Resolved, matrix};
+use crate::convert::limits::TILE;
+use crate::progress::Progress;
+use crate::quantize::{ErrorStats, Grouping, PaletteForm, Scheme};
+
+/// Streams `input` in the scheme that `resolved` names; returns the error against the checkpoint's values (fp16) or
+/// against the values rounded to fp16 (the other schemes).
+pub(super) fn stream(
+    input: &Input<'_>,
+    resolved: &Resolved,
+    tuning: &Tuning,
+    buffers: &mut Buffers,
+    progress: &dyn Progress,
+    sink: Sink<'_>,
+) -> std::result::Result<ErrorStats, Stopped> {
+    let [outputs, inputs] = matrix(&resolved.binding);
+    let mut tiler = Tiler {
+        input,
+        tuning,
+        buffers,
+        progress,
+        sink,
+    };
+    match resolved.scheme {
+        Scheme::Fp16 => tiler.fp16(),
+        Scheme::Palette { nbits, group, form } => {
+            let length = match group {
+                Grouping::Tensor => outputs * inputs,
+                Grouping::Channels(n) => n * inputs,
+            };
+            match form {
+                PaletteForm::Scalar if length > TILE => tiler.large_groups(nbits, length),
+                PaletteForm::Scalar => tiler.groups(nbits, length),
+                PaletteForm::Vector(size) if length > TILE => {
+                    tiler.large_vector_groups((nbits, size), length, inputs)
+                }
+                PaletteForm::Vector(size) => tiler.vector_groups((nbits, size), length, inputs),
+                PaletteForm::Sparse(percent) if length > TILE => {
+                    tiler.large_sparse_groups((nbits, percent), length)
+                }
+                PaletteForm::Sparse(percent) => tiler.sparse_groups((nbits, percent), length),
+                PaletteForm::Lut8 => tiler.scaled_groups(nbits, length),
+            }
+        }
+        Scheme::Int8Channel => tiler.linear(8, inputs, inputs),
+        Scheme::Int4Block(block) => tiler.linear(4, inputs, block),
+    }
+}
