@@ -59,9 +59,9 @@ recipe-table: venv
 	$(CARGO) test --release --test recipes -- --nocapture every_recipe | grep '^|'
 	RECALL_CONTEXTS=125 $(CARGO) test --release --test recipes -- --nocapture recall_is_lost | grep '^|'
 
-## A checkpoint of real size with made-up weights: MODEL=e2b (9.3 GB), e4b, 12b or 31b.
+## A checkpoint of real size with made-up weights: MODEL=e2b (9.3 GB), e4b, 12b or 31b. RANK=16 writes a LoRA adapter beside it.
 synth:
-	$(CARGO) run --release --example synth -- $(MODEL) -o $(SYNTH)
+	$(CARGO) run --release --example synth -- $(MODEL) -o $(SYNTH) $(if $(RANK),--adapter $(RANK))
 
 ## Retrains and regenerates fixtures/ (needs torch: see fixtures/README.md).
 fixtures:

@@ -25,6 +25,9 @@ pub struct Provenance {
     pub packages: BTreeMap<String, RecipeRecord>,
     /// The checkpoint.
     pub checkpoint: CheckpointRecord,
+    /// The adapters that were merged into it, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<AdapterRecord>,
     /// Positions of the full-attention cache.
     pub context: usize,
     /// `proportional` or `all-pairs`.
@@ -59,7 +62,7 @@ pub struct RecipeRecord {
 /// What was converted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CheckpointRecord {
-    /// SHA-256 over config, headers and tensor bytes (see `checkpoint`).
+    /// SHA-256 over config, headers and tensor bytes, and over the adapters (see `checkpoint`).
     pub sha256: String,
     /// Tensors of the vision tower, passed over.
     pub vision_tensors: usize,
@@ -67,6 +70,32 @@ pub struct CheckpointRecord {
     pub audio_tensors: usize,
     /// Other tensors, passed over.
     pub other_tensors: usize,
+}
+
+/// An adapter that was merged into the checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AdapterRecord {
+    /// `PEFT` or `mlx-lm`.
+    pub format: String,
+    /// `LoRA`, `rsLoRA`, `DoRA` or `whole tensors`.
+    pub method: String,
+    /// Ranks of its factors, each once.
+    pub ranks: Vec<usize>,
+    /// `lora_alpha` of PEFT.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f64>,
+    /// `scale` of mlx-lm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<f64>,
+    /// The model that its config names, without the folders of a path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_model: Option<String>,
+    /// Tensors of the model that it changes.
+    pub tensors: usize,
+    /// SHA-256 of its weights.
+    pub weights_sha256: String,
+    /// SHA-256 of its config.
+    pub config_sha256: String,
 }
 
 /// One weight as it was stored.

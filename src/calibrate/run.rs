@@ -203,7 +203,7 @@ fn bytes_of(checkpoint: &Checkpoint, plan: &ModelPlan, layer: usize) -> Result<u
     let tensors = plan.layer_tensors(&plan.layers[layer]);
     let mut sum = 0;
     for (name, shape) in &tensors {
-        sum += checkpoint.tensor(name, shape)?.bytes().len() as u64;
+        sum += checkpoint.tensor(name, shape)?.stored_bytes() as u64;
     }
     Ok(sum)
 }

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::adapter::AdapterError;
+
 /// An error of this room. Every variant names the file, field or tensor at fault.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -257,6 +259,9 @@ pub enum Error {
         /// What the template engine said, with its line.
         message: String,
     },
+    /// An adapter cannot be read or merged.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
 }
 
 /// Result of this room.

@@ -3,17 +3,12 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use super::adapter::{CONFIG as ADAPTER_CONFIG, MLX_WEIGHTS, PEFT_WEIGHTS, PICKLED};
 use super::error::{Error, Result};
 use super::fields::read_json;
 
 /// Names of an adapter's weights: PEFT's, PEFT's older ones, and those of mlx.
-const ADAPTER_WEIGHTS: [&str; 3] = [
-    "adapter_model.safetensors",
-    "adapter_model.bin",
-    "adapters.safetensors",
-];
-/// Name of an adapter's config.
-const ADAPTER_CONFIG: &str = "adapter_config.json";
+const ADAPTER_WEIGHTS: [&str; 3] = [PEFT_WEIGHTS, PICKLED, MLX_WEIGHTS];
 /// Entries of a folder that are named in a message.
 const NAMED: usize = 4;
 

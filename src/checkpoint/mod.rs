@@ -9,29 +9,36 @@
 //! `lm_head.weight` that repeats the embedding table, and the K and V weights that google's files carry for layers that share
 //! K and V, are passed over and counted. A tensor that is none of these is an error of [`Checkpoint::check`].
 //!
+//! Adapters are merged into what is read: [`Checkpoint::with_adapters`].
+//!
 //! What lies in the folder and may be thought to be read is in [`Checkpoint::notices`]; a folder or a file that is something
 //! else than it should be is named as what it is ([`Error::NotASnapshot`], [`Error::NotTheFile`]).
 
+mod adapter;
 mod config;
 mod error;
 mod fields;
 mod folder;
 mod hub;
-mod mapped;
 mod notice;
 mod pointer;
+mod stored;
 mod template;
 mod tensor;
 mod text;
 mod weights;
 
+pub use adapter::{
+    AboutAdapter, Adapter, AdapterError, AdapterFormat, AdapterMethod, AdapterNotice, MergedAdapter,
+};
 pub use config::{HeadConfig, LayerKind, MoeConfig, RopeParameters, RopeType, TextConfig};
 pub use error::{Error, Result};
 pub use hub::{HubOptions, Proxies, resolve, resolve_adapter, resolve_adapter_with, resolve_with};
-pub(crate) use mapped::{MapError, MappedSafetensors};
 pub use notice::Notice;
 pub use pointer::check_file;
-pub use tensor::{StoredDType, TensorView};
+pub use stored::StoredDType;
+pub(crate) use stored::{MapError, MappedSafetensors};
+pub use tensor::TensorView;
 pub use text::{
     ChatTemplate, Message, Piece, Reply, ReplyDecoder, StreamDecoder, Tokenizer, stop_ids,
 };

@@ -5,47 +5,12 @@ use std::ops::Range;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+use super::adapter::{AdapterError, Change};
 use super::error::{Error, Result};
+use super::stored::{Raw, StoredDType, convert};
 
-/// Number formats that weights are read from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum StoredDType {
-    /// bfloat16.
-    Bf16,
-    /// IEEE half.
-    F16,
-    /// IEEE single.
-    F32,
-}
-
-impl StoredDType {
-    /// Bytes of an element.
-    pub fn size(self) -> usize {
-        match self {
-            Self::Bf16 | Self::F16 => 2,
-            Self::F32 => 4,
-        }
-    }
-
-    /// The name in a safetensors header.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Bf16 => "BF16",
-            Self::F16 => "F16",
-            Self::F32 => "F32",
-        }
-    }
-
-    /// The format of a safetensors name, `None` for one that weights are not read from.
-    pub fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "BF16" => Some(Self::Bf16),
-            "F16" => Some(Self::F16),
-            "F32" => Some(Self::F32),
-            _ => None,
-        }
-    }
-}
+/// Merged elements that are rounded to fp16 at a time, unless a row has more.
+const PIECE: usize = 1 << 16;
 
 /// A tensor of the text decoder. Nothing is read until a range is asked for.
 #[derive(Debug, Clone)]
@@ -57,6 +22,8 @@ pub struct TensorView<'a> {
     pub(super) dtype: StoredDType,
     /// Little-endian elements; the length is checked against shape and dtype when the file is opened.
     pub(super) bytes: &'a [u8],
+    /// What adapters make of it.
+    pub(super) change: Option<&'a Change>,
 }
 
 #[cfg(test)]
@@ -68,6 +35,7 @@ impl<'a> TensorView<'a> {
             shape: shape.to_vec(),
             dtype: StoredDType::F16,
             bytes,
+            change: None,
         }
     }
 }
@@ -88,18 +56,23 @@ impl<'a> TensorView<'a> {
         self.bytes.is_empty()
     }
 
-    /// The bytes in the file: little-endian elements.
-    pub fn bytes(&self) -> &'a [u8] {
+    /// The bytes in the checkpoint's file: little-endian elements, without what adapters make of them.
+    pub(super) fn file_bytes(&self) -> &'a [u8] {
         self.bytes
     }
 
-    /// Reads elements `range` as f32, exactly. `out` has the length of the range. A NaN or an infinity is an error.
+    /// Bytes of the tensor in the checkpoint's file.
+    pub fn stored_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Reads elements `range` as f32: exactly, or merged with adapters in f32. `out` has the length of the range. A NaN or
+    /// an infinity is an error.
     pub fn read_f32(&self, range: Range<usize>, out: &mut [f32]) -> Result<()> {
         let bytes = self.slice(&range, out.len())?;
-        match self.dtype {
-            StoredDType::Bf16 => convert(bytes, out, |b: [u8; 2]| bf16::from_le_bytes(b).to_f32()),
-            StoredDType::F16 => convert(bytes, out, |b: [u8; 2]| f16::from_le_bytes(b).to_f32()),
-            StoredDType::F32 => convert(bytes, out, f32::from_le_bytes),
+        match self.change {
+            Some(change) => change.read(self.raw(), range.start, out),
+            None => self.dtype.decode(bytes, out),
         }
         // A fold without an exit vectorizes; the search follows only where it must.
         if !out.iter().fold(false, |bad, v| bad | !v.is_finite()) {
@@ -109,10 +82,13 @@ impl<'a> TensorView<'a> {
         Err(self.not_finite(range.start + at, out[at]))
     }
 
-    /// Reads elements `range` as fp16, rounded to nearest even. `out` has the length of the range. A NaN, an infinity, or a
+    /// Reads elements `range` as fp16, rounded once, to nearest even. `out` has the length of the range. A NaN, an infinity, or a
     /// value that rounds beyond 65504 is an error.
     pub fn read_f16(&self, range: Range<usize>, out: &mut [f16]) -> Result<()> {
         let bytes = self.slice(&range, out.len())?;
+        if let Some(change) = self.change {
+            return self.merged_f16(change, range.start, out);
+        }
         match self.dtype {
             StoredDType::Bf16 => narrow(bytes, out, |b: [u8; 2]| bf16::from_le_bytes(b).to_f32()),
             StoredDType::F16 => convert(bytes, out, f16::from_le_bytes),
@@ -130,6 +106,28 @@ impl<'a> TensorView<'a> {
             index,
             value: value[0],
         })
+    }
+
+    /// Merged elements from `start` on, rounded.
+    fn merged_f16(&self, change: &Change, start: usize, out: &mut [f16]) -> Result<()> {
+        // Whole rows, where `start` begins one.
+        let piece = (PIECE / change.columns()).max(1) * change.columns();
+        let mut values = vec![0f32; piece.min(out.len())];
+        for (start, out) in (start..).step_by(piece).zip(out.chunks_mut(piece)) {
+            let values = &mut values[..out.len()];
+            self.read_f32(start..start + out.len(), values)?;
+            out.convert_from_f32_slice(values);
+            if let Some(at) = out.iter().position(|v| !v.is_finite()) {
+                let error = AdapterError::Fp16Range {
+                    tensor: self.name.to_string(),
+                    index: start + at,
+                    value: values[at],
+                    adapter: change.adapters().to_string(),
+                };
+                return Err(error.into());
+            }
+        }
+        Ok(())
     }
 
     /// Asks the system to read elements `range` into its cache meanwhile; what is beyond the tensor is left out.
@@ -158,11 +156,28 @@ impl<'a> TensorView<'a> {
             })
     }
 
+    fn raw(&self) -> Raw<'a> {
+        Raw {
+            dtype: self.dtype,
+            bytes: self.bytes,
+        }
+    }
+
     fn not_finite(&self, index: usize, value: f32) -> Error {
-        Error::NotFinite {
-            tensor: self.name.to_string(),
-            index,
-            value,
+        let tensor = self.name.to_string();
+        match self.change {
+            Some(change) if self.raw().get(index).is_finite() => AdapterError::NotFinite {
+                tensor,
+                index,
+                value,
+                adapter: change.adapters().to_string(),
+            }
+            .into(),
+            _ => Error::NotFinite {
+                tensor,
+                index,
+                value,
+            },
         }
     }
 }
@@ -182,14 +197,6 @@ pub(super) fn prefetch(bytes: &[u8]) {
     }
     #[cfg(not(unix))]
     let _ = bytes;
-}
-
-/// Converts little-endian elements of `N` bytes.
-fn convert<const N: usize, T>(bytes: &[u8], out: &mut [T], one: impl Fn([u8; N]) -> T) {
-    let (elements, _) = bytes.as_chunks::<N>();
-    for (slot, element) in out.iter_mut().zip(elements) {
-        *slot = one(*element);
-    }
 }
 
 /// Converts little-endian elements of `N` bytes to fp16 by way of f32, which holds all of them exactly.

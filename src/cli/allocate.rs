@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::Threads;
+use super::adapters::Adapters;
 use super::console::{Console, human_bytes, table};
 use super::conversion::with_fault;
 use super::failure::{Code, Failure, OrFail, Result};
@@ -31,6 +32,9 @@ budget.";
 pub struct Args {
     /// A local snapshot directory or a hub id (`google/gemma-4-E2B-it`, `...@REVISION`)
     model: String,
+
+    #[command(flatten)]
+    adapters: Adapters,
 
     /// A built-in recipe (see `recipes list`) or a path to a TOML file
     #[arg(short, long)]
@@ -128,7 +132,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     allocate::check_free(&args.output, args.force).map_err(failure)?;
     let recipe = load_recipe(&args.recipe)?;
     let calibration = Stats::open(&args.calibration).or_invalid()?;
-    let checkpoint = open_model(&args.model, console)?;
+    let checkpoint = open_model(&args.model, &args.adapters, console)?;
     let plan = ModelPlan::new(checkpoint.config()).or_invalid()?;
     let ids = match &args.text {
         None => None,

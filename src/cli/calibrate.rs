@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::adapters::Adapters;
 use super::console::{Console, table};
 use super::failure::{Code, Failure, OrFail, Result};
 use super::source::open_model;
@@ -29,6 +30,9 @@ here to measure what that costs, not to be used.";
 pub struct Args {
     /// A local snapshot directory or a hub id (`google/gemma-4-E2B-it`, `...@REVISION`)
     model: String,
+
+    #[command(flatten)]
+    adapters: Adapters,
 
     /// The text to run the model over
     #[arg(long, value_name = "FILE")]
@@ -102,7 +106,7 @@ struct Row {
 }
 
 pub fn run(args: &Args, console: &Console) -> Result<()> {
-    let checkpoint = open_model(&args.model, console)?;
+    let checkpoint = open_model(&args.model, &args.adapters, console)?;
     let source = source(args, &checkpoint)?;
     let options = Options {
         full: args.full,

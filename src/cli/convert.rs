@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use super::Threads;
+use super::adapters::Adapters;
 use super::console::{Console, human_bytes, table};
 use super::conversion::failure;
 use super::failure::{OrFail, Result};
@@ -21,6 +22,9 @@ use crate::recipe::{DEFAULT, Recipe, Rule};
 pub struct Args {
     /// A local snapshot directory or a hub id (`google/gemma-4-E2B-it`, `...@REVISION`)
     model: String,
+
+    #[command(flatten)]
+    adapters: Adapters,
 
     /// A built-in recipe (see `recipes list`) or a path to a TOML file [default: swa4-int4; with --only, the bundle's]
     #[arg(short, long)]
@@ -58,7 +62,7 @@ pub struct Args {
 
 pub fn run(args: &Args, console: &Console) -> Result<()> {
     let recipe = chosen_recipe(args)?;
-    let checkpoint = open_model(&args.model, console)?;
+    let checkpoint = open_model(&args.model, &args.adapters, console)?;
     let options = Options {
         threads: (args.threads.threads > 0).then_some(args.threads.threads),
         force: args.force,

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::Threads;
+use super::adapters::Adapters;
 use super::console::Console;
 use super::failure::{Code, Failure, OrFail, Result};
 use super::source::{PrecisionArg, check_ids, open_bundle, row_source};
@@ -68,6 +69,9 @@ pub struct Args {
     /// Take embedding and per-layer rows from this checkpoint instead of the bundle's tables
     #[arg(long, value_name = "MODEL")]
     exact_tables: Option<String>,
+
+    #[command(flatten)]
+    adapters: Adapters,
 
     /// Print thoughts as well, dimmed, to stderr
     #[arg(long)]
@@ -191,7 +195,13 @@ impl<'a> Session<'a> {
             seed: args.seed,
         })
         .map_err(|e| Failure::from_error(Code::Usage, &e))?;
-        let rows = row_source(args.exact_tables.as_deref(), console)?;
+        if args.exact_tables.is_none() && !args.adapters.is_empty() {
+            return Err(Failure::new(
+                Code::Usage,
+                "--adapter needs --exact-tables: a bundle holds what was merged when it was made",
+            ));
+        }
+        let rows = row_source(args.exact_tables.as_deref(), &args.adapters, console)?;
         let tokenizer = Tokenizer::open(&bundle.hf_dir()).or_invalid()?;
         let stop = match args.ignore_eos {
             true => Vec::new(),

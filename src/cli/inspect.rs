@@ -10,13 +10,14 @@ use super::failure::{Code, Failure, OrFail, Result};
 use super::package_view as view;
 use super::recipes::load_recipe;
 use super::source::{open_bundle, open_snapshot};
-use crate::checkpoint::{MapError, MappedSafetensors};
+use crate::checkpoint::{Adapter, MapError, MappedSafetensors};
 use crate::package::Package;
 
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("what").args(["ops", "weights", "mil"])))]
 pub struct Args {
-    /// A .safetensors file, a .mlpackage, a bundle, a recipe (.toml file or built-in name), or a checkpoint directory
+    /// A .safetensors file, a .mlpackage, a bundle, a recipe (.toml file or built-in name), a checkpoint directory, or the folder
+    /// of an adapter
     path: PathBuf,
 
     /// How often each op type occurs
@@ -52,6 +53,9 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
             ),
         ));
     }
+    if path.join("adapter_config.json").is_file() && !path.join("config.json").is_file() {
+        return adapter(path, console);
+    }
     if path.is_dir() {
         return checkpoint(path, console);
     }
@@ -65,7 +69,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     Err(Failure::new(
         Code::Invalid,
         format!(
-            "{}: expected a .safetensors file, a .mlpackage, a bundle, a checkpoint or a recipe",
+            "{}: expected a .safetensors file, a .mlpackage, a bundle, a checkpoint, an adapter or a recipe",
             path.display()
         ),
     ))
@@ -137,6 +141,26 @@ fn checkpoint(path: &Path, console: &Console) -> Result<()> {
         let _ = writeln!(text, "unknown: {count}, the first is {first}");
     }
     console.print(&text)
+}
+
+/// An adapter, or why a folder holds none.
+fn adapter(path: &Path, console: &Console) -> Result<()> {
+    let adapter = Adapter::open(path).or_invalid()?;
+    let about = adapter.about();
+    if console.json() {
+        return console.json_value(&json!({
+            "kind": "adapter", "format": about.format.name(), "method": about.method.name(),
+            "ranks": about.ranks, "factor": about.factor, "base_model": about.base_model,
+            "tensors": about.tensors, "weights_sha256": about.weights_sha256,
+            "config_sha256": about.config_sha256,
+        }));
+    }
+    console.line(&format!(
+        "adapter {}: {about}; {} tensors, sha256 {}",
+        adapter.path().display(),
+        about.tensors,
+        about.weights_sha256
+    ))
 }
 
 fn tensors(path: &Path, console: &Console) -> Result<()> {
@@ -230,6 +254,18 @@ fn bundle(path: &Path, args: &Args, console: &Console) -> Result<()> {
         config.context_length,
         config.sliding_window,
     );
+    for adapter in &provenance.adapters {
+        let ranks: Vec<String> = adapter.ranks.iter().map(usize::to_string).collect();
+        let _ = writeln!(
+            text,
+            "adapter {}: {} of {}, rank {}, {} tensors changed",
+            adapter.weights_sha256,
+            adapter.method,
+            adapter.format,
+            ranks.join("/"),
+            adapter.tensors
+        );
+    }
     let rows: Vec<Vec<String>> = list.iter().map(|(n, p)| view::summary_row(n, p)).collect();
     text.push_str(&table(&view::SUMMARY, &rows));
     text.push('\n');

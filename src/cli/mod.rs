@@ -3,6 +3,7 @@
 //! stdout carries results only, as tables or (`--format json`) as JSON; progress and notes go to stderr. Exit codes are
 //! those of [`failure::Code`], and 130 after Ctrl-C.
 
+mod adapters;
 mod allocate;
 mod bench;
 mod calibrate;

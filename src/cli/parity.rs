@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::Threads;
+use super::adapters::Adapters;
 use super::console::{Console, table};
 use super::failure::{Code, Failure, OrFail, Result};
 use super::source::{
@@ -56,6 +57,9 @@ pub struct Args {
     /// Take embedding and per-layer rows from this checkpoint; what the bundle's tables lose is then shown apart
     #[arg(long, value_name = "MODEL")]
     exact_tables: Option<String>,
+
+    #[command(flatten)]
+    adapters: Adapters,
 
     /// Prompt for a MODEL reference, repeatable [default: three short ones]
     #[arg(short, long, value_name = "PROMPT", conflicts_with = "text")]
@@ -118,6 +122,13 @@ struct Report {
 }
 
 pub fn run(args: &Args, console: &Console) -> Result<()> {
+    let has_model = !is_file_of_references(&args.reference) || args.exact_tables.is_some();
+    if !args.adapters.is_empty() && !has_model {
+        return Err(Failure::new(
+            Code::Usage,
+            "--adapter needs a MODEL, as reference or for --exact-tables: a reference file is of one model",
+        ));
+    }
     let bundle = open_bundle(&args.bundle)?;
     if let Some(text) = &args.text {
         return over_text(args, console, &bundle, text);
@@ -129,7 +140,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     }
     let exact = match &args.exact_tables {
         None => None,
-        Some(model) => Some(row_source(Some(model), console)?),
+        Some(model) => Some(row_source(Some(model), &args.adapters, console)?),
     };
     let states = references.iter().any(|t| t.hidden.is_some());
     let open = |rows: &RowSource| {
@@ -226,9 +237,15 @@ fn gate(args: &Args, bundle: &Arc<Bundle>) -> Option<Gate> {
     (args.exact_tables.is_some() && is_unquantized(bundle)).then_some(default)
 }
 
+/// Whether a reference is a file rather than a MODEL.
+fn is_file_of_references(reference: &str) -> bool {
+    let extension = Path::new(reference).extension();
+    extension.is_some_and(|e| e == "safetensors")
+}
+
 fn references(args: &Args, console: &Console, bundle: &Arc<Bundle>) -> Result<Vec<Trace>> {
     let path = Path::new(&args.reference);
-    if path.extension().is_some_and(|e| e == "safetensors") {
+    if is_file_of_references(&args.reference) {
         if !args.prompt.is_empty() || args.chat {
             return Err(Failure::new(
                 Code::Usage,
@@ -240,7 +257,7 @@ fn references(args: &Args, console: &Console, bundle: &Arc<Bundle>) -> Result<Ve
             .or_invalid()
             .map_err(|f| f.hint("`decode --trace FILE` writes a reference file; a checkpoint directory is a reference too"));
     }
-    let checkpoint = open_model(&args.reference, console)?;
+    let checkpoint = open_model(&args.reference, &args.adapters, console)?;
     let prompts: Vec<String> = match args.prompt.is_empty() {
         true => PROMPTS.iter().map(|p| p.to_string()).collect(),
         false => args.prompt.clone(),
@@ -266,10 +283,7 @@ fn references(args: &Args, console: &Console, bundle: &Arc<Bundle>) -> Result<Ve
 }
 
 fn over_text(args: &Args, console: &Console, bundle: &Arc<Bundle>, text: &Path) -> Result<()> {
-    if Path::new(&args.reference)
-        .extension()
-        .is_some_and(|e| e == "safetensors")
-    {
+    if is_file_of_references(&args.reference) {
         return Err(Failure::new(
             Code::Usage,
             "--text needs a MODEL as reference: a reference file has fixed ids",
@@ -281,8 +295,8 @@ fn over_text(args: &Args, console: &Console, bundle: &Arc<Bundle>, text: &Path) 
         ids.truncate(most);
     }
     check_ids(&ids, bundle.config().vocab_size)?;
-    let rows = row_source(args.exact_tables.as_deref(), console)?;
-    let checkpoint = open_model(&args.reference, console)?;
+    let rows = row_source(args.exact_tables.as_deref(), &args.adapters, console)?;
+    let checkpoint = open_model(&args.reference, &args.adapters, console)?;
     console.begin_steps("running both models", ids.len());
     let mut reference = ReferenceSubject::load(&checkpoint).or_invalid()?;
     let mut model = BundleSubject::open(

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use super::Threads;
+use super::adapters::{Adapters, adapters_json};
 use super::console::{Console, human_bytes, table};
 use super::conversion::failure;
 use super::failure::{OrFail, Result};
@@ -17,6 +18,9 @@ use crate::recipe::{DEFAULT, Rule};
 pub struct Args {
     /// A local snapshot directory or a hub id (`google/gemma-4-E2B-it`, `...@REVISION`), which is downloaded
     model: String,
+
+    #[command(flatten)]
+    adapters: Adapters,
 
     /// A built-in recipe (see `recipes list`) or a path to a TOML file
     #[arg(short, long, default_value = DEFAULT)]
@@ -41,7 +45,7 @@ pub struct Args {
 pub fn run(args: &Args, console: &Console) -> Result<()> {
     let recipe = load_recipe(&args.recipe)?;
     let recipe = recipe.with_rules(&args.set).or_invalid()?;
-    let checkpoint = open_model(&args.model, console)?;
+    let checkpoint = open_model(&args.model, &args.adapters, console)?;
     let options = Options {
         threads: (args.threads.threads > 0).then_some(args.threads.threads),
         context: args.context.map(|n| n as usize),
@@ -54,7 +58,11 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         console.warn(note);
     }
     if console.json() {
-        return console.json_value(&forecast);
+        let mut value = serde_json::to_value(&forecast).or_unexpected()?;
+        if !checkpoint.adapters().is_empty() {
+            value["adapters"] = adapters_json(&checkpoint);
+        }
+        return console.json_value(&value);
     }
     let plan = ModelPlan::new(checkpoint.config()).or_invalid()?;
     console.line(&format!("recipe {}: {}", recipe.name, recipe.description))?;

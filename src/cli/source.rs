@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use clap::ValueEnum;
 
+use super::adapters::Adapters;
 use super::console::Console;
 use super::failure::{Code, Failure, OrFail, Result};
 use crate::bundle::Bundle;
@@ -68,13 +69,13 @@ pub fn check_place(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Opens a snapshot directory or a hub id, downloading it where needed.
-pub fn open_model(model: &str, console: &Console) -> Result<Checkpoint> {
+/// Opens a snapshot directory or a hub id, downloading it where needed, and merges adapters into it.
+pub fn open_model(model: &str, adapters: &Adapters, console: &Console) -> Result<Checkpoint> {
     let dir = checkpoint::resolve(model, console)
         .or_invalid()
         .map_err(|f| unresolved(model, f))?;
     console.detail(&format!("checkpoint {}", dir.display()));
-    open_snapshot(&dir, console)
+    adapters.merge_into(open_snapshot(&dir, console)?, console)
 }
 
 /// Says first that there is no folder `model`, when it was taken for a hub id and that led nowhere.
@@ -164,11 +165,15 @@ pub fn hub_id(model: &str) -> Option<String> {
 }
 
 /// Rows of `--exact-tables`, or the bundle's.
-pub fn row_source(exact: Option<&str>, console: &Console) -> Result<RowSource> {
+pub fn row_source(
+    exact: Option<&str>,
+    adapters: &Adapters,
+    console: &Console,
+) -> Result<RowSource> {
     match exact {
         None => Ok(RowSource::Bundle),
         Some(model) => {
-            let checkpoint = Arc::new(open_model(model, console)?);
+            let checkpoint = Arc::new(open_model(model, adapters, console)?);
             Ok(RowSource::Exact(ExactRows::new(checkpoint).or_invalid()?))
         }
     }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Threads;
+use super::adapters::Adapters;
 use super::console::{Console, human_bytes, table};
 use super::conversion::with_fault;
 use super::failure::{Code, Failure, OrFail, Result};
@@ -29,6 +30,9 @@ the sweep exits with code 4. Running again in the same directory keeps what is t
 pub struct Args {
     /// A local snapshot directory or a hub id (`google/gemma-4-E2B-it`, `...@REVISION`)
     model: String,
+
+    #[command(flatten)]
+    adapters: Adapters,
 
     /// Built-in recipes (see `recipes list`) or paths to TOML files
     #[arg(short, long, value_name = "RECIPE", num_args = 1.., required = true)]
@@ -108,7 +112,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         Some(path) => read_recall(path).or_invalid()?,
         None => Vec::new(),
     };
-    let checkpoint = open_model(&args.model, console)?;
+    let checkpoint = open_model(&args.model, &args.adapters, console)?;
     let plan = ModelPlan::new(checkpoint.config()).or_invalid()?;
     let mut ids = encode(checkpoint.dir(), &text, args.chat)?;
     ids.truncate(args.max_tokens.unwrap_or(usize::MAX));

@@ -3,7 +3,6 @@
 mod check;
 mod files;
 mod head;
-mod header;
 mod names;
 mod store;
 

@@ -7,17 +7,18 @@ use candle_core::safetensors::MmapedSafetensors;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use crate::checkpoint::adapter::{self, Adapter, Changes, MergedAdapter};
 use crate::checkpoint::config::{self, TextConfig};
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::folder;
 use crate::checkpoint::notice::Notice;
 use crate::checkpoint::pointer::{check_file, or_explained};
-use crate::checkpoint::tensor::{StoredDType, TensorView, prefetch};
+use crate::checkpoint::stored::{StoredDType, header};
+use crate::checkpoint::tensor::{TensorView, prefetch};
 use crate::progress::Progress;
 
 use super::files::{self, WeightFiles};
 use super::head;
-use super::header;
 use super::names::{self, Class, EMBED, HEAD};
 
 /// Files beside config and weights that a converted model keeps.
@@ -66,6 +67,8 @@ pub struct Checkpoint {
     /// Names of weights in the folder that are not read.
     pub(super) unread: Vec<String>,
     passed_over: PassedOver,
+    adapters: Vec<MergedAdapter>,
+    changes: Changes,
     notices: Vec<Notice>,
 }
 
@@ -99,6 +102,8 @@ impl Checkpoint {
             lone_head: None,
             unread,
             passed_over: PassedOver::default(),
+            adapters: Vec::new(),
+            changes: Changes::new(),
             notices: Vec::new(),
         };
         let mut seen: BTreeMap<String, usize> = BTreeMap::new();
@@ -136,6 +141,33 @@ impl Checkpoint {
         checkpoint.settle_head()?;
         checkpoint.look_around();
         Ok(checkpoint)
+    }
+
+    /// The same checkpoint with these adapters merged, each into what those before it made: every tensor is then read as
+    /// merged. Adapters of an earlier call are no longer. Reads no weights of the checkpoint.
+    pub fn with_adapters(mut self, adapters: &[Adapter]) -> Result<Self> {
+        let shapes = self.tensors.iter();
+        let base = adapter::Base {
+            dir: &self.dir,
+            layers: self.config.num_hidden_layers,
+            first_shared: self.config.first_shared(),
+            shapes: shapes
+                .map(|(n, t)| (n.as_str(), t.shape.as_slice()))
+                .collect(),
+        };
+        let (changes, merged) = adapter::merge(adapters, &base)?;
+        (self.changes, self.adapters) = (changes, merged);
+        Ok(self)
+    }
+
+    /// The adapters that are merged, in their order.
+    pub fn adapters(&self) -> &[MergedAdapter] {
+        &self.adapters
+    }
+
+    /// Whether adapters change a text tensor.
+    pub fn is_adapted(&self, name: &str) -> bool {
+        self.changes.contains_key(name)
     }
 
     /// Files a tensor under the text decoder, counts it as passed over, or keeps its name as unknown.
@@ -307,6 +339,7 @@ impl Checkpoint {
             shape: located.shape.clone(),
             dtype: located.dtype,
             bytes,
+            change: self.changes.get(name),
         })
     }
 
@@ -343,7 +376,8 @@ impl Checkpoint {
 
     /// SHA-256, in hex, of config.json and of every text tensor's name, dtype, shape and bytes in name order: the same
     /// however the tensors are sharded and prefixed. The bytes of a tensor enter as the SHA-256 of each [`HASHED`] bytes of it,
-    /// so that all threads can work. Reads every weight once.
+    /// so that all threads can work. Reads every weight once. With adapters, the SHA-256 of that and of each adapter's weights
+    /// and config in their order.
     pub fn fingerprint(&self, progress: &dyn Progress) -> Result<String> {
         let path = config::path_in(&self.dir)?;
         let config = std::fs::read(&path).map_err(|source| Error::Io { path, source })?;
@@ -356,7 +390,7 @@ impl Checkpoint {
             .map(|(name, located)| self.view(name, located))
             .collect::<Result<_>>()?;
         let parts = views.iter().flat_map(|v| {
-            let parts = v.bytes().chunks(HASHED).enumerate();
+            let parts = v.file_bytes().chunks(HASHED).enumerate();
             parts.map(|(i, part)| (v.name, i, part))
         });
         let parts: Vec<(&str, usize, &[u8])> = parts.collect();
@@ -377,10 +411,19 @@ impl Checkpoint {
             let head = format!("{}\0{}\0{:?}\0", view.name, view.dtype().name(), view.shape);
             hash.update((head.len() as u64).to_le_bytes());
             hash.update(head);
-            let count = view.bytes().len().div_ceil(HASHED);
+            let count = view.stored_bytes().div_ceil(HASHED);
             digests.by_ref().take(count).for_each(|d| hash.update(d));
         }
         progress.end();
-        Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+        let base = adapter::hex(&hash.finalize());
+        if self.adapters.is_empty() {
+            return Ok(base);
+        }
+        let mut hash = Sha256::new_with_prefix(base);
+        for merged in &self.adapters {
+            hash.update(&merged.about.weights_sha256);
+            hash.update(&merged.about.config_sha256);
+        }
+        Ok(adapter::hex(&hash.finalize()))
     }
 }

@@ -170,6 +170,7 @@ impl Build<'_> {
         let hash = || self.pool.install(|| checkpoint.fingerprint(progress));
         let fingerprint = self.stages.time("hash", hash)?;
         if let Some(base) = &self.job.task.base {
+            base.check_adapters(checkpoint.adapters())?;
             base.check_checkpoint(&fingerprint)?;
         }
         if let Some(stats) = &self.job.task.calibration

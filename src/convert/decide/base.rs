@@ -3,6 +3,7 @@
 use crate::bundle::error::{at, writing};
 use crate::bundle::provenance::{RecipeRecord, TensorRecord};
 use crate::bundle::{BundleConfig, Provenance, layout};
+use crate::checkpoint::MergedAdapter;
 use crate::convert::error::{Error, Result};
 use crate::package::link_or_copy;
 use crate::recipe::Recipe;
@@ -70,6 +71,25 @@ impl Base {
         match TOOL == got {
             true => Ok(()),
             false => Err(self.other("tool", TOOL.to_string(), got)),
+        }
+    }
+
+    /// Whether the bundle was made with adapters of the same content, in the same order. The fingerprint says so too, but not
+    /// what differs.
+    pub fn check_adapters(&self, adapters: &[MergedAdapter]) -> Result<()> {
+        let given: Vec<&str> = adapters
+            .iter()
+            .map(|a| a.about.weights_sha256.as_str())
+            .collect();
+        let there = self.provenance.adapters.iter();
+        let there: Vec<&str> = there.map(|a| a.weights_sha256.as_str()).collect();
+        let text = |list: &[&str]| match list {
+            [] => "none".to_string(),
+            list => list.join(", "),
+        };
+        match given == there {
+            true => Ok(()),
+            false => Err(self.other("adapters", text(&given), text(&there))),
         }
     }
 

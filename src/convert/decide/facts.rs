@@ -1,8 +1,11 @@
 //! `model_config.json` and `provenance.json` of a conversion.
 
 use super::job::{Job, row_format};
-use crate::bundle::provenance::{CheckpointRecord, FORMAT, FileRecord, TensorRecord, Tool};
+use crate::bundle::provenance::{
+    AdapterRecord, CheckpointRecord, FORMAT, FileRecord, TensorRecord, Tool,
+};
 use crate::bundle::{BundleConfig, Provenance};
+use crate::checkpoint::{AdapterFormat, MergedAdapter};
 use crate::graph::{CacheForm, ChunkSpec, FunctionKind};
 use crate::quantize::ErrorStats;
 use std::collections::BTreeMap;
@@ -100,11 +103,34 @@ impl Job<'_> {
                 audio_tensors: passed.audio,
                 other_tensors: passed.other,
             },
+            adapters: self
+                .checkpoint
+                .adapters()
+                .iter()
+                .map(adapter_record)
+                .collect(),
             context: self.task.context,
             full_rope: self.full_rope().to_string(),
             tensors,
             files,
         }
+    }
+}
+
+/// An adapter as `provenance.json` keeps it.
+fn adapter_record(adapter: &MergedAdapter) -> AdapterRecord {
+    let about = &adapter.about;
+    let of = |format| about.factor.filter(|_| about.format == format);
+    AdapterRecord {
+        format: about.format.name().to_string(),
+        method: about.method.name().to_string(),
+        ranks: about.ranks.clone(),
+        alpha: of(AdapterFormat::Peft),
+        scale: of(AdapterFormat::MlxLm),
+        base_model: about.base_name(),
+        tensors: adapter.changed.len(),
+        weights_sha256: about.weights_sha256.clone(),
+        config_sha256: about.config_sha256.clone(),
     }
 }
 

@@ -20,7 +20,7 @@ const MAX_HEADER: u64 = 100_000_000;
 
 /// One tensor of a file.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
+pub(in crate::checkpoint) struct Entry {
     /// Full name.
     pub name: String,
     /// dtype as the file names it.
@@ -31,7 +31,7 @@ pub(super) struct Entry {
 }
 
 /// Reads and checks a header. Entries are in the order of their data.
-pub(super) fn read(path: &Path) -> Result<Vec<Entry>> {
+pub(in crate::checkpoint) fn read(path: &Path) -> Result<Vec<Entry>> {
     let io = |source| Error::Io {
         path: path.to_path_buf(),
         source,

@@ -1,0 +1,9 @@
+//! Files of tensors, whatever the tensors are for: header, memory map, number formats.
+
+mod dtype;
+pub(super) mod header;
+mod mapped;
+
+pub use dtype::StoredDType;
+pub(super) use dtype::{Raw, convert};
+pub(crate) use mapped::{MapError, MappedSafetensors};
