@@ -15,8 +15,6 @@
 //! else than it should be is named as what it is ([`Error::NotASnapshot`], [`Error::NotTheFile`]).
 
 mod adapter;
-mod chat;
-mod clock;
 mod config;
 mod error;
 mod fields;
@@ -24,23 +22,24 @@ mod folder;
 mod hub;
 mod notice;
 mod pointer;
-mod python_json;
 mod stored;
+mod template;
 mod tensor;
-mod tokenizer;
+mod text;
 mod weights;
 
 pub use adapter::{
     AboutAdapter, Adapter, AdapterError, AdapterFormat, AdapterMethod, AdapterNotice, MergedAdapter,
 };
-pub use chat::{ChatTemplate, Message, stop_ids};
 pub use config::{HeadConfig, LayerKind, MoeConfig, RopeParameters, RopeType, TextConfig};
 pub use error::{Error, Result};
-pub use hub::{HubOptions, resolve, resolve_with};
+pub use hub::{HubOptions, Proxies, resolve, resolve_adapter, resolve_adapter_with, resolve_with};
 pub use notice::Notice;
 pub use pointer::check_file;
 pub use stored::StoredDType;
 pub(crate) use stored::{MapError, MappedSafetensors};
 pub use tensor::TensorView;
-pub use tokenizer::{StreamDecoder, Tokenizer};
+pub use text::{
+    ChatTemplate, Message, Piece, Reply, ReplyDecoder, StreamDecoder, Tokenizer, stop_ids,
+};
 pub use weights::{Checkpoint, HASHED, PassedOver};

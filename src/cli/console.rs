@@ -95,6 +95,17 @@ impl Console {
         }
     }
 
+    /// Text on stderr as it comes, dimmed on a terminal that has colors.
+    pub fn aside(&self, text: &str) {
+        let mut err = std::io::stderr().lock();
+        let written = match self.color {
+            true => write!(err, "\x1b[2m{text}\x1b[0m"),
+            false => write!(err, "{text}"),
+        };
+        // Nothing can be done when stderr is gone.
+        let _ = written.and_then(|()| err.flush());
+    }
+
     /// A line on stderr with `-v`.
     pub fn detail(&self, text: &str) {
         if self.verbose {

@@ -1,5 +1,6 @@
 //! `decode`: text from a bundle, streamed.
 
+use std::cell::Cell;
 use std::io::{BufRead, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use super::console::Console;
 use super::failure::{Code, Failure, OrFail, Result};
 use super::source::{PrecisionArg, check_ids, open_bundle, row_source};
 use crate::bundle::Bundle;
-use crate::checkpoint::{ChatTemplate, Message, Tokenizer, stop_ids};
+use crate::checkpoint::{ChatTemplate, Message, Piece, Reply, ReplyDecoder, Tokenizer, stop_ids};
 use crate::evaluate::{BundleSubject, RowSource, open_decoder, reference_file, subject};
 use crate::progress::Progress;
 use crate::runtime::generate::{Finish, Generated, Limits, generate};
@@ -72,6 +73,10 @@ pub struct Args {
     #[command(flatten)]
     adapters: Adapters,
 
+    /// Print thoughts as well, dimmed, to stderr
+    #[arg(long)]
+    show_thoughts: bool,
+
     /// Go on after a stop token
     #[arg(long)]
     ignore_eos: bool,
@@ -88,8 +93,44 @@ pub struct Args {
 struct Output<'a> {
     tokens: &'a [u32],
     text: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning: Option<String>,
     finish_reason: Finish,
     tokens_per_second: f64,
+}
+
+/// Where pieces of a reply go: answers to stdout, thoughts to stderr or nowhere.
+struct Screen<'a> {
+    console: &'a Console,
+    thoughts: bool,
+    /// Whether a line of thoughts is open on stderr.
+    thinking: Cell<bool>,
+}
+
+impl Screen<'_> {
+    fn print(&self, pieces: &[Piece]) -> Result<()> {
+        for piece in pieces {
+            match piece {
+                _ if self.console.json() => {}
+                Piece::Answer(text) => {
+                    self.end_thought();
+                    self.console.print(text)?;
+                }
+                Piece::Thought(text) if self.thoughts => {
+                    self.thinking.set(true);
+                    self.console.aside(text);
+                }
+                Piece::Thought(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn end_thought(&self) {
+        if self.thinking.replace(false) {
+            self.console.aside("\n");
+        }
+    }
 }
 
 struct Session<'a> {
@@ -241,13 +282,14 @@ impl<'a> Session<'a> {
             }
             messages.push(Message::new("user", line));
             let ids = self.chat_ids(&template, &messages)?;
-            let (_, text) = self.turn(&ids)?;
-            messages.push(Message::new("assistant", text));
+            let (_, reply) = self.turn(&ids)?;
+            // A turn's history holds its answer only.
+            messages.push(Message::new("assistant", reply.answer));
         }
     }
 
     /// Brings the decoder to `ids`, generates, prints.
-    fn turn(&mut self, ids: &[u32]) -> Result<(Generated, String)> {
+    fn turn(&mut self, ids: &[u32]) -> Result<(Generated, Reply)> {
         check_ids(ids, self.bundle.config().vocab_size)?;
         if ids.len() > self.decoder.context() {
             return Err(Failure::new(
@@ -269,19 +311,16 @@ impl<'a> Session<'a> {
                 ids
             }
         };
-        let stream_text = !self.console.json();
-        let console = self.console;
-        let mut stream = self.tokenizer.stream();
+        let screen = Screen {
+            console: self.console,
+            thoughts: self.args.show_thoughts,
+            thinking: Cell::new(false),
+        };
+        let mut stream = ReplyDecoder::new(&self.tokenizer, ids);
         let mut failed = None;
         let mut emit = |token: u32| -> ControlFlow<()> {
-            if !stream_text {
-                return ControlFlow::Continue(());
-            }
-            let printed = match stream.push(token).or_invalid() {
-                Ok(text) => console.print(&text),
-                Err(e) => Err(e),
-            };
-            match printed {
+            let printed = stream.push(token).or_invalid();
+            match printed.and_then(|pieces| screen.print(&pieces)) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(e) => {
                     failed = Some(e);
@@ -304,23 +343,25 @@ impl<'a> Session<'a> {
         if let Some(failure) = failed {
             return Err(failure);
         }
-        if stream_text {
-            let tail = stream.finish().or_invalid()?;
-            self.console.line(&tail)?;
+        let (pieces, reply) = stream.finish().or_invalid()?;
+        screen.print(&pieces)?;
+        screen.end_thought();
+        if !self.console.json() {
+            self.console.line("")?;
         }
         let all = [ids, &generated.tokens].concat();
         self.fed = all[..self.decoder.position().min(all.len())].to_vec();
-        let text = self.tokenizer.decode(&generated.tokens).or_invalid()?;
-        self.report(&generated, &text)?;
-        Ok((generated, text))
+        self.report(&generated, &reply)?;
+        Ok((generated, reply))
     }
 
-    fn report(&self, generated: &Generated, text: &str) -> Result<()> {
+    fn report(&self, generated: &Generated, reply: &Reply) -> Result<()> {
         let speed = generated.tokens_per_second();
         if self.console.json() {
             let output = Output {
                 tokens: &generated.tokens,
-                text,
+                text: &reply.answer,
+                reasoning: (!reply.thoughts.is_empty()).then(|| reply.thoughts.join("\n")),
                 finish_reason: generated.finish,
                 tokens_per_second: speed,
             };
@@ -335,6 +376,11 @@ impl<'a> Session<'a> {
         let new = generated.tokens.len();
         self.console
             .note(&format!("{new} tokens, {speed:.1} tokens/s, {why}"));
+        let hidden = !reply.thoughts.is_empty() && !self.args.show_thoughts;
+        if hidden && !self.console.json() {
+            self.console
+                .note("the model's thoughts are left out; --show-thoughts prints them");
+        }
         for line in super::source::overflow_lines(self.decoder.overflows()) {
             self.console.warn(&line);
         }

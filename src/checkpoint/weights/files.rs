@@ -108,10 +108,7 @@ fn whole_set(dir: &Path, names: &[String]) -> Result<Vec<String>> {
         return Ok(set.values().map(|name| (*name).clone()).collect());
     }
     let absent = (1..=of).filter(|number| !set.contains_key(number));
-    let first: Vec<String> = absent
-        .take(1)
-        .map(|n| format!("model-{n:05}-of-{of:05}.safetensors"))
-        .collect();
+    let first: Vec<String> = absent.take(1).map(|n| shard_name(n, of)).collect();
     let more = of - set.len() - 1;
     Err(Error::MissingFile {
         dir: dir.to_path_buf(),
@@ -126,8 +123,13 @@ fn whole_set(dir: &Path, names: &[String]) -> Result<Vec<String>> {
     })
 }
 
+/// The name of shard `number` of `of`, counted from 1.
+pub(in crate::checkpoint) fn shard_name(number: usize, of: usize) -> String {
+    format!("model-{number:05}-of-{of:05}.safetensors")
+}
+
 /// `model-0000i-of-0000n.safetensors`: i and n, 1 <= i <= n.
-fn shard_number(name: &str) -> Option<(usize, usize)> {
+pub(in crate::checkpoint) fn shard_number(name: &str) -> Option<(usize, usize)> {
     let numbers = name.strip_prefix("model-")?.strip_suffix(".safetensors")?;
     let (number, of) = numbers.split_once("-of-")?;
     let parse = |s: &str| -> Option<usize> {

@@ -8,4 +8,4 @@ mod store;
 
 pub use store::{Checkpoint, HASHED, PassedOver};
 
-pub(super) use files::{INDEX, SINGLE, has_weights, shard_names};
+pub(super) use files::{INDEX, SINGLE, has_weights, shard_name, shard_names, shard_number};

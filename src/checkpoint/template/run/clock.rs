@@ -28,7 +28,7 @@ const DAYS: [&str; 7] = [
 ];
 
 /// Formats a time as Python's `strftime` does. The error names a directive that is not known.
-pub(super) fn strftime(time: SystemTime, format: &str) -> Result<String, String> {
+pub fn strftime(time: SystemTime, format: &str) -> Result<String, String> {
     let seconds = match time.duration_since(UNIX_EPOCH) {
         Ok(since) => since.as_secs(),
         Err(_) => return Err("the clock is before 1970".into()),
