@@ -60,15 +60,28 @@ fn synthetic_adapter(dir: &Path, model: &Path, rank: usize) -> PathBuf {
         let &[rows, columns] = shape.as_slice() else {
             continue;
         };
-        let module = format!("base_model.model.model.{}", name.trim_end_matches(".weight"));
+        let module = format!(
+            "base_model.model.model.{}",
+            name.trim_end_matches(".weight")
+        );
         let (a, b) = match name.starts_with("embed") {
-            true => (("lora_embedding_A", [rank, rows]), ("lora_embedding_B", [columns, rank])),
-            false => (("lora_A.weight", [rank, columns]), ("lora_B.weight", [rows, rank])),
+            true => (
+                ("lora_embedding_A", [rank, rows]),
+                ("lora_embedding_B", [columns, rank]),
+            ),
+            false => (
+                ("lora_A.weight", [rank, columns]),
+                ("lora_B.weight", [rows, rank]),
+            ),
         };
         for (part, shape) in [a, b] {
             tensors.push((format!("{module}.{part}"), shape.to_vec()));
         }
-        let lengths = if name.starts_with("embed") { columns } else { rows };
+        let lengths = if name.starts_with("embed") {
+            columns
+        } else {
+            rows
+        };
         tensors.push((format!("{module}.lora_magnitude_vector"), vec![lengths]));
     }
     write(&dir.join("adapter_model.safetensors"), &tensors);
@@ -179,16 +192,28 @@ fn adapters_are_merged_without_more_memory() {
     let dir = tempfile::tempdir().unwrap();
     let model = synthetic(&dir.path().join("model"), LARGE);
     let adapter = synthetic_adapter(&dir.path().join("adapter"), &model, 128);
-    let size = fs::metadata(adapter.join("adapter_model.safetensors")).unwrap().len();
+    let size = fs::metadata(adapter.join("adapter_model.safetensors"))
+        .unwrap()
+        .len();
     assert!(size > 4 * MERGING, "{size}");
     let peaks = [0, 1].map(|count| {
         let out = dir.path().join(format!("b{count}"));
         peak(|| {
-            let adapters: Vec<Adapter> = (0..count).map(|_| Adapter::open(&adapter).unwrap()).collect();
-            let checkpoint = Checkpoint::open(&model).unwrap().with_adapters(&adapters).unwrap();
+            let adapters: Vec<Adapter> = (0..count)
+                .map(|_| Adapter::open(&adapter).unwrap())
+                .collect();
+            let checkpoint = Checkpoint::open(&model)
+                .unwrap()
+                .with_adapters(&adapters)
+                .unwrap();
             convert(&checkpoint, &recipe, &out, &options(), &NoProgress).unwrap();
         })
     });
-    println!("peak {} and {} MB, an adapter of {} MB", peaks[0] >> 20, peaks[1] >> 20, size >> 20);
+    println!(
+        "peak {} and {} MB, an adapter of {} MB",
+        peaks[0] >> 20,
+        peaks[1] >> 20,
+        size >> 20
+    );
     assert!(peaks[1] <= peaks[0] + MERGING, "{peaks:?}");
 }

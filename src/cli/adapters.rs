@@ -54,7 +54,8 @@ fn open(adapter: &str, console: &Console) -> Result<Adapter> {
         Err(e) => {
             let mut failure = Failure::from_error(Code::Invalid, &e);
             failure.causes.insert(0, failure.message);
-            failure.message = format!("{adapter}: no such adapter here, so it was taken for a hub id");
+            failure.message =
+                format!("{adapter}: no such adapter here, so it was taken for a hub id");
             Err(failure)
         }
     }

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use super::Threads;
+use super::adapters::Adapters;
 use super::console::{Console, human_bytes, table};
 use super::conversion::failure;
 use super::failure::{OrFail, Result};
 use super::plan;
 use super::recipes::load_recipe;
-use super::adapters::Adapters;
 use super::source::{check_place, hub_id, open_calibration, open_model};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{self, Conversion, Forecast, Options, Report};

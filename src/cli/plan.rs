@@ -4,11 +4,11 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use super::Threads;
+use super::adapters::{Adapters, adapters_json};
 use super::console::{Console, human_bytes, table};
 use super::conversion::failure;
 use super::failure::{OrFail, Result};
 use super::recipes::load_recipe;
-use super::adapters::{Adapters, adapters_json};
 use super::source::{hub_id, open_calibration, open_model};
 use crate::convert::{self, Forecast, Options, PackageForecast};
 use crate::gemma::ModelPlan;

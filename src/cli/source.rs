@@ -165,7 +165,11 @@ pub fn hub_id(model: &str) -> Option<String> {
 }
 
 /// Rows of `--exact-tables`, or the bundle's.
-pub fn row_source(exact: Option<&str>, adapters: &Adapters, console: &Console) -> Result<RowSource> {
+pub fn row_source(
+    exact: Option<&str>,
+    adapters: &Adapters,
+    console: &Console,
+) -> Result<RowSource> {
     match exact {
         None => Ok(RowSource::Bundle),
         Some(model) => {

@@ -59,9 +59,11 @@ fn dense(dir: &Path, checkpoint: &Checkpoint) -> Checkpoint {
 #[test]
 fn an_adapter_of_zeros_changes_no_byte_but_provenance() {
     let dir = tempfile::tempdir().unwrap();
-    let mut made = Made::peft()
-        .lora(Q, [32, 32], 2)
-        .lora("base_model.model.model.layers.3.mlp.up_proj", [32, 32], 2);
+    let mut made = Made::peft().lora(Q, [32, 32], 2).lora(
+        "base_model.model.model.layers.3.mlp.up_proj",
+        [32, 32],
+        2,
+    );
     for (name, (_, values)) in &mut made.tensors {
         if name.contains("lora_B") {
             values.fill(0.0);
@@ -71,7 +73,11 @@ fn an_adapter_of_zeros_changes_no_byte_but_provenance() {
     for recipe in ["swa4-int4", "swa4-fp16"] {
         let plain = files(&base(), recipe, &dir.path().join(format!("{recipe}-plain")));
         let out = dir.path().join(format!("{recipe}-zeros"));
-        assert_eq!(files(&adapted("textonly-tiny", &[&path]), recipe, &out), plain, "{recipe}");
+        assert_eq!(
+            files(&adapted("textonly-tiny", &[&path]), recipe, &out),
+            plain,
+            "{recipe}"
+        );
         let [plain, zeros] = ["plain", "zeros"].map(|which| {
             let dir = dir.path().join(format!("{recipe}-{which}"));
             Provenance::read(&dir).unwrap()
@@ -88,14 +94,29 @@ fn a_bundle_is_that_of_the_merged_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let table = Made::peft()
         .set("target_modules", vec!["embed_tokens"])
-        .tensor("base_model.model.model.embed_tokens.lora_embedding_A", &[2, 224], |i| [0.25, 0.0, -0.5][i % 3])
-        .tensor("base_model.model.model.embed_tokens.lora_embedding_B", &[32, 2], |i| [0.5, 0.125][i % 2])
+        .tensor(
+            "base_model.model.model.embed_tokens.lora_embedding_A",
+            &[2, 224],
+            |i| [0.25, 0.0, -0.5][i % 3],
+        )
+        .tensor(
+            "base_model.model.model.embed_tokens.lora_embedding_B",
+            &[32, 2],
+            |i| [0.5, 0.125][i % 2],
+        )
         .write(&dir.path().join("table"));
     let first = Made::peft()
         .lora(Q, [32, 32], 2)
-        .lora("base_model.model.model.layers.11.mlp.down_proj", [32, 64], 2)
+        .lora(
+            "base_model.model.model.layers.11.mlp.down_proj",
+            [32, 64],
+            2,
+        )
         .write(&dir.path().join("first"));
-    for (i, adapters) in [&[&first, &table][..], &[&stored("dora"), &stored("tables")]].iter().enumerate() {
+    for (i, adapters) in [&[&first, &table][..], &[&stored("dora"), &stored("tables")]]
+        .iter()
+        .enumerate()
+    {
         let folders: Vec<&Path> = adapters.iter().map(|p| p.as_path()).collect();
         let checkpoint = adapted("textonly-tiny", &folders);
         let merged = dense(&dir.path().join(format!("m{i}")), &checkpoint);
@@ -116,8 +137,14 @@ fn a_bundle_is_not_mixed_with_one_of_another_adapter() {
     files(&lora, "swa4-int4", &out);
     let record = Provenance::read(&out).unwrap().adapters;
     assert_eq!(record.len(), 1);
-    assert_eq!((record[0].format.as_str(), record[0].method.as_str()), ("PEFT", "LoRA"));
-    assert_eq!((record[0].ranks.as_slice(), record[0].alpha, record[0].scale), (&[4][..], Some(8.0), None));
+    assert_eq!(
+        (record[0].format.as_str(), record[0].method.as_str()),
+        ("PEFT", "LoRA")
+    );
+    assert_eq!(
+        (record[0].ranks.as_slice(), record[0].alpha, record[0].scale),
+        (&[4][..], Some(8.0), None)
+    );
     assert_eq!(record[0].base_model.as_deref(), Some("textonly-tiny"));
     assert_eq!(record[0].tensors, lora.adapters()[0].changed.len());
 
@@ -131,7 +158,9 @@ fn a_bundle_is_not_mixed_with_one_of_another_adapter() {
     };
     for other in [base(), adapted("textonly-tiny", &[&stored("dora")])] {
         for options in [&only, &context] {
-            let error = convert(&other, &recipe, &out, options, &NoProgress).unwrap_err().to_string();
+            let error = convert(&other, &recipe, &out, options, &NoProgress)
+                .unwrap_err()
+                .to_string();
             assert!(error.contains("adapters"), "{error}");
         }
     }
@@ -147,7 +176,14 @@ fn statistics_are_of_the_adapters_they_were_measured_with() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("stats.safetensors");
     let lora = adapted("textonly-tiny", &[&stored("lora")]);
-    let stats = calibrate::calibrate(&lora, &Source::Noise(64), &Default::default(), &path, &NoProgress).unwrap();
+    let stats = calibrate::calibrate(
+        &lora,
+        &Source::Noise(64),
+        &Default::default(),
+        &path,
+        &NoProgress,
+    )
+    .unwrap();
     assert_eq!(stats.checkpoint(), lora.fingerprint(&NoProgress).unwrap());
     assert_ne!(stats.checkpoint(), base().fingerprint(&NoProgress).unwrap());
 }
@@ -158,7 +194,8 @@ fn run(args: &[&str]) -> Output {
 }
 
 fn texts(output: &Output) -> (String, String) {
-    let [out, err] = [&output.stdout, &output.stderr].map(|b| String::from_utf8_lossy(b).into_owned());
+    let [out, err] =
+        [&output.stdout, &output.stderr].map(|b| String::from_utf8_lossy(b).into_owned());
     (out, err)
 }
 
@@ -172,7 +209,12 @@ fn the_command_line_merges_and_says_so() {
 
     let args = [&["plan", &model][..], &adapters].concat();
     let (out, err) = texts(&run(&args));
-    for expected in ["LoRA of PEFT, rank 4, alpha 8, for textonly-tiny", "3 q_proj", "1 embed_tokens_per_layer", "tied head"] {
+    for expected in [
+        "LoRA of PEFT, rank 4, alpha 8, for textonly-tiny",
+        "3 q_proj",
+        "1 embed_tokens_per_layer",
+        "tied head",
+    ] {
         assert!(err.contains(expected), "{expected}: {err}");
     }
     assert!(out.contains("packages") || out.contains("package"), "{out}");
@@ -181,13 +223,41 @@ fn the_command_line_merges_and_says_so() {
     assert_eq!(plan["adapters"].as_array().unwrap().len(), 2);
 
     let bundle = at("bundle");
-    let output = run(&[&["convert", &model, "-r", "swa4-fp16", "--context", "64", "-o", &bundle][..], &adapters].concat());
+    let output = run(&[
+        &[
+            "convert",
+            &model,
+            "-r",
+            "swa4-fp16",
+            "--context",
+            "64",
+            "-o",
+            &bundle,
+        ][..],
+        &adapters,
+    ]
+    .concat());
     assert!(output.status.success(), "{}", texts(&output).1);
     let (out, _) = texts(&run(&["inspect", &bundle]));
     assert!(out.contains("LoRA of PEFT, rank 4"), "{out}");
 
     // What the bundle computes is what the merged checkpoint does, and not what the checkpoint alone does.
-    let parity = ["parity", &bundle, "--reference", &model, "--exact-tables", &model, "-n", "4", "-p", "a b"];
+    let parity = [
+        "parity",
+        &bundle,
+        "--reference",
+        &model,
+        "--exact-tables",
+        &model,
+        "-n",
+        "4",
+        "-p",
+        "a b",
+        "--gate-mean",
+        "0.9999",
+        "--gate-min",
+        "0.9995",
+    ];
     let output = run(&[&parity[..], &adapters].concat());
     assert!(output.status.success(), "{:?}", texts(&output));
     let output = run(&parity);
@@ -195,7 +265,14 @@ fn the_command_line_merges_and_says_so() {
 
     let (out, _) = texts(&run(&["inspect", &lora]));
     assert!(out.contains("LoRA of PEFT, rank 4, alpha 8"), "{out}");
-    let (_, err) = texts(&run(&["convert", &model, "-o", &at("no"), "--adapter", &at("absent")]));
+    let (_, err) = texts(&run(&[
+        "convert",
+        &model,
+        "-o",
+        &at("no"),
+        "--adapter",
+        &at("absent"),
+    ]));
     assert!(err.contains("absent") && err.contains("adapter"), "{err}");
     let (_, err) = texts(&run(&["decode", &bundle, "-p", "a", "--adapter", &lora]));
     assert!(err.contains("--exact-tables"), "{err}");

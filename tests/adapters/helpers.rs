@@ -52,7 +52,10 @@ pub fn save(path: &Path, tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>) {
         .collect();
     let views = tensors.iter().map(|(name, (shape, _))| {
         let bytes = &bytes[name.as_str()];
-        (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap())
+        (
+            name.as_str(),
+            TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap(),
+        )
     });
     safetensors::serialize_to_file(views, None, path).unwrap();
 }
@@ -84,7 +87,8 @@ impl Made {
 
     pub fn tensor(mut self, name: &str, shape: &[usize], value: impl Fn(usize) -> f32) -> Self {
         let values = (0..shape.iter().product()).map(value).collect();
-        self.tensors.insert(name.to_string(), (shape.to_vec(), values));
+        self.tensors
+            .insert(name.to_string(), (shape.to_vec(), values));
         self
     }
 
@@ -92,7 +96,11 @@ impl Made {
     pub fn lora(self, module: &str, [rows, columns]: [usize; 2], rank: usize) -> Self {
         let power = |i: usize| [0.5, -0.25, 0.0, 1.0, 0.125][i % 5];
         self.tensor(&format!("{module}.lora_A.weight"), &[rank, columns], power)
-            .tensor(&format!("{module}.lora_B.weight"), &[rows, rank], move |i| power(i + 3))
+            .tensor(
+                &format!("{module}.lora_B.weight"),
+                &[rows, rank],
+                move |i| power(i + 3),
+            )
     }
 
     /// Writes it as PEFT does.

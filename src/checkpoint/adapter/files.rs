@@ -58,7 +58,10 @@ impl Place {
         }
         let config = dir.join(CONFIG);
         if !config.is_file() {
-            return Err(no_config(dir, &format!("{name} without {CONFIG} beside it")));
+            return Err(no_config(
+                dir,
+                &format!("{name} without {CONFIG} beside it"),
+            ));
         }
         Ok(Self {
             dir: dir.to_path_buf(),
@@ -128,7 +131,8 @@ impl Place {
 }
 
 const SAFETENSORS: &str = "weights in safetensors";
-const HINT_CONVERT: &str = "load the adapter with PEFT and call save_pretrained, which writes adapter_model.safetensors";
+const HINT_CONVERT: &str =
+    "load the adapter with PEFT and call save_pretrained, which writes adapter_model.safetensors";
 
 fn place(path: &Path, found: &str, expected: &str, hint: &str) -> CheckpointError {
     let error = Error::Place {

@@ -79,7 +79,11 @@ impl Adapter {
     /// What it is.
     pub fn about(&self) -> AboutAdapter {
         let mut ranks: Vec<usize> = Vec::new();
-        let mut factors = self.modules.iter().filter(|(_, m)| m.a.is_some()).peekable();
+        let mut factors = self
+            .modules
+            .iter()
+            .filter(|(_, m)| m.a.is_some())
+            .peekable();
         let low_rank = factors.peek().is_some();
         for (path, _) in factors {
             ranks.push(self.config.scaling.of(path).0);
@@ -129,7 +133,10 @@ impl AboutAdapter {
     pub fn base_name(&self) -> Option<String> {
         let base = self.base_model.as_deref().filter(|b| !b.is_empty())?;
         let is_path = base.starts_with(['/', '.', '\\', '~']) || base.matches('/').count() > 1;
-        let last = base.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next();
+        let last = base
+            .trim_end_matches(['/', '\\'])
+            .rsplit(['/', '\\'])
+            .next();
         Some(match is_path || base.contains('\\') {
             true => last.unwrap_or(base).to_string(),
             false => base.to_string(),
@@ -227,7 +234,9 @@ fn without_tensors(adapter: &Adapter) -> Vec<AdapterNotice> {
         // PEFT's names of the towers' modules have one part more.
         modules.any(|path| {
             let bare = path.strip_suffix(".linear").unwrap_or(path);
-            [path, bare].iter().any(|p| patterns::ends_with(p, names::inner(p), end))
+            [path, bare]
+                .iter()
+                .any(|p| patterns::ends_with(p, names::inner(p), end))
         })
     };
     let without = ends.iter().filter(|end| !has(end));

@@ -188,12 +188,20 @@ mod tests {
             ("lora_A.weight", Part::A, None),
             ("lora_B.default.weight", Part::B, Some("default")),
             ("lora_embedding_A", Part::EmbeddingA, None),
-            ("lora_embedding_B.default", Part::EmbeddingB, Some("default")),
+            (
+                "lora_embedding_B.default",
+                Part::EmbeddingB,
+                Some("default"),
+            ),
             ("lora_magnitude_vector", Part::Magnitude, None),
             ("lora_magnitude_vector.weight", Part::Magnitude, None),
             ("lora_magnitude_vector.x.weight", Part::Magnitude, Some("x")),
             ("base_layer.weight", Part::Base, None),
-            ("token_adapter.trainable_tokens_delta", Part::TokenRows, None),
+            (
+                "token_adapter.trainable_tokens_delta",
+                Part::TokenRows,
+                None,
+            ),
             ("lora_B.bias", Part::BiasOfB, None),
         ];
         for (end, expected, adapter) in cases {
@@ -207,10 +215,17 @@ mod tests {
             _ => None,
         };
         let norm = "model.norm.weight".to_string();
-        assert_eq!(whole("base_model.model.model.norm.weight"), Some(norm.clone()));
+        assert_eq!(
+            whole("base_model.model.model.norm.weight"),
+            Some(norm.clone())
+        );
         let raw = "base_model.model.model.norm.modules_to_save.default.weight";
         assert_eq!(whole(raw), Some(norm));
-        for unknown in ["q_proj.lora_diag.default", "q_proj.lora_A", "q_proj.lora_A.a.b.weight"] {
+        for unknown in [
+            "q_proj.lora_diag.default",
+            "q_proj.lora_A",
+            "q_proj.lora_A.a.b.weight",
+        ] {
             assert_eq!(peft(unknown), Key::Unknown, "{unknown}");
         }
     }
@@ -227,13 +242,36 @@ mod tests {
             "base_model.model.model.language_model.",
             "_orig_mod.model.",
         ] {
-            assert_eq!(place(&format!("{prefix}{q}"), 8, 6), Place::Text(q), "{prefix}");
+            assert_eq!(
+                place(&format!("{prefix}{q}"), 8, 6),
+                Place::Text(q),
+                "{prefix}"
+            );
         }
-        assert_eq!(place("model.vision_tower.encoder.layers.7.self_attn.k_proj.linear", 8, 6), Place::Tower);
-        assert_eq!(place("model.embed_audio.embedding_projection", 8, 6), Place::Tower);
-        assert_eq!(place("base_model.model.lm_head", 8, 6), Place::Text("lm_head"));
-        assert_eq!(place("model.layers.6.self_attn.v_proj", 8, 6), Place::SharedKv);
-        assert_eq!(place("model.layers.6.self_attn.k_norm.weight", 8, 6), Place::SharedKv);
+        assert_eq!(
+            place(
+                "model.vision_tower.encoder.layers.7.self_attn.k_proj.linear",
+                8,
+                6
+            ),
+            Place::Tower
+        );
+        assert_eq!(
+            place("model.embed_audio.embedding_projection", 8, 6),
+            Place::Tower
+        );
+        assert_eq!(
+            place("base_model.model.lm_head", 8, 6),
+            Place::Text("lm_head")
+        );
+        assert_eq!(
+            place("model.layers.6.self_attn.v_proj", 8, 6),
+            Place::SharedKv
+        );
+        assert_eq!(
+            place("model.layers.6.self_attn.k_norm.weight", 8, 6),
+            Place::SharedKv
+        );
         // No such layer: an unknown module, not one without effect.
         let beyond = "layers.8.self_attn.v_proj";
         assert_eq!(place(beyond, 8, 6), Place::Text(beyond));

@@ -30,7 +30,13 @@ pub(super) struct Module {
 
 impl Module {
     fn all(&self) -> impl Iterator<Item = &Stored> {
-        let all = [&self.a, &self.b, &self.magnitude, &self.base, &self.token_rows];
+        let all = [
+            &self.a,
+            &self.b,
+            &self.magnitude,
+            &self.base,
+            &self.token_rows,
+        ];
         all.into_iter().flatten()
     }
 
@@ -94,7 +100,8 @@ impl Parts {
                 }
                 Key::Whole(whole) => {
                     let expected = "a part of LoRA (`lora_a`, `lora_b`, `m`)";
-                    if config.format == AdapterFormat::MlxLm && config.method != AdapterMethod::Full {
+                    if config.format == AdapterFormat::MlxLm && config.method != AdapterMethod::Full
+                    {
                         return Err(wrong(path, &stored, "name", expected, &name).into());
                     }
                     parts.whole.insert(whole, stored);
@@ -150,7 +157,14 @@ impl Parts {
             None => Ok(()),
             Some(first) => {
                 let got = "another tensor with the same part";
-                Err(wrong(path, &first, "name", "one tensor for each part of a module", got).into())
+                Err(wrong(
+                    path,
+                    &first,
+                    "name",
+                    "one tensor for each part of a module",
+                    got,
+                )
+                .into())
             }
         }
     }

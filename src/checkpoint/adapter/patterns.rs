@@ -65,7 +65,12 @@ pub(super) fn ends_with(module: &str, inner: &str, end: &str) -> bool {
 
 /// A path in the classes of the model that have the decoder.
 fn spellings(module: &str, inner: &str) -> impl Iterator<Item = String> {
-    let prefixes = ["model.language_model.", "model.", "language_model.model.", ""];
+    let prefixes = [
+        "model.language_model.",
+        "model.",
+        "language_model.model.",
+        "",
+    ];
     let others = prefixes.map(|prefix| format!("{prefix}{inner}"));
     std::iter::once(module.to_string()).chain(others)
 }

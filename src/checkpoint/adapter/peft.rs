@@ -18,19 +18,49 @@ const DEFAULT: usize = 8;
 
 /// Settings that must be absent, `null`, `false` or empty, and why.
 const REFUSED: [(&str, &str); 13] = [
-    ("alora_invocation_tokens", "an activated LoRA changes only the positions after its invocation tokens, which no merge does"),
-    ("arrow_config", "Arrow routes between adapters for each token, which no merge does"),
+    (
+        "alora_invocation_tokens",
+        "an activated LoRA changes only the positions after its invocation tokens, which no merge does",
+    ),
+    (
+        "arrow_config",
+        "Arrow routes between adapters for each token, which no merge does",
+    ),
     ("corda_config", BASE_CHANGED),
-    ("kasa_config", "KaSA truncates the base weights and adds a diagonal between A and B"),
-    ("layer_replication", "the model would have other layers than its config says"),
-    ("lora_bias", "biases of B; the model's projections have none"),
+    (
+        "kasa_config",
+        "KaSA truncates the base weights and adds a diagonal between A and B",
+    ),
+    (
+        "layer_replication",
+        "the model would have other layers than its config says",
+    ),
+    (
+        "lora_bias",
+        "biases of B; the model's projections have none",
+    ),
     ("lora_ga_config", BASE_CHANGED),
     ("megatron_config", "weights of Megatron's parallel layers"),
-    ("monteclora_config", "weights that are drawn anew in training; only plain LoRA, rsLoRA and DoRA are merged"),
-    ("target_parameters", "adapters of parameters that are no modules (experts)"),
-    ("use_bdlora", "block-diagonal factors; only plain LoRA, rsLoRA and DoRA are merged"),
-    ("use_qalora", "QA-LoRA pools the inputs of groups; only plain LoRA, rsLoRA and DoRA are merged"),
-    ("velora_config", "compressed gradients; only plain LoRA, rsLoRA and DoRA are merged"),
+    (
+        "monteclora_config",
+        "weights that are drawn anew in training; only plain LoRA, rsLoRA and DoRA are merged",
+    ),
+    (
+        "target_parameters",
+        "adapters of parameters that are no modules (experts)",
+    ),
+    (
+        "use_bdlora",
+        "block-diagonal factors; only plain LoRA, rsLoRA and DoRA are merged",
+    ),
+    (
+        "use_qalora",
+        "QA-LoRA pools the inputs of groups; only plain LoRA, rsLoRA and DoRA are merged",
+    ),
+    (
+        "velora_config",
+        "compressed gradients; only plain LoRA, rsLoRA and DoRA are merged",
+    ),
 ];
 
 /// Why adapters that begin as a part of the base weights are refused.
@@ -98,14 +128,22 @@ pub(super) fn read(path: &Path, top: &Fields<'_>, sha256: String) -> Result<Conf
             let why = "an unknown variant of LoRA; only plain LoRA, rsLoRA and DoRA are merged";
             return Err(setting(path, name, shorten(value), why).into());
         }
-        note(name, shorten(value), "an unknown setting, passed over as PEFT does");
+        note(
+            name,
+            shorten(value),
+            "an unknown setting, passed over as PEFT does",
+        );
     }
     if check_initialisation(path, top)? || top.get("loftq_config").is_some_and(is_set) {
         let got = top.get("init_lora_weights").map_or("null".into(), shorten);
         note("init_lora_weights", got, LOFTQ);
     }
     if top.flag("fan_in_fan_out", false)? {
-        note("fan_in_fan_out", "true".into(), "passed over as PEFT does: the model's weights are [out, in]");
+        note(
+            "fan_in_fan_out",
+            "true".into(),
+            "passed over as PEFT does: the model's weights are [out, in]",
+        );
     }
     let (dora, root) = (top.flag("use_dora", false)?, top.flag("use_rslora", false)?);
     Ok(Config {
@@ -117,7 +155,9 @@ pub(super) fn read(path: &Path, top: &Fields<'_>, sha256: String) -> Result<Conf
             (false, true) => AdapterMethod::RsLora,
             (false, false) => AdapterMethod::Lora,
         },
-        base_model: top.string_opt("base_model_name_or_path")?.map(str::to_string),
+        base_model: top
+            .string_opt("base_model_name_or_path")?
+            .map(str::to_string),
         scaling: scaling(path, top, root)?,
         targets: targets(path, top)?,
         tokens: tokens(top)?,
@@ -152,7 +192,11 @@ fn check_kind(path: &Path, top: &Fields<'_>) -> Result<()> {
     };
     one_of("peft_type", &["LORA"], "LORA is")?;
     one_of("task_type", &["CAUSAL_LM"], "CAUSAL_LM, or none, is")?;
-    one_of("bias", &["none"], "the model's projections have no biases; `none` is")?;
+    one_of(
+        "bias",
+        &["none"],
+        "the model's projections have no biases; `none` is",
+    )?;
     Ok(())
 }
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 
-use super::super::stored::{MapError, MappedSafetensors, Raw, StoredDType, header};
 use super::super::error::{Error as CheckpointError, Result};
 use super::super::pointer::check_file;
+use super::super::stored::{MapError, MappedSafetensors, Raw, StoredDType, header};
 use super::error::Error;
 
 /// Elements that are looked at a time.
@@ -114,13 +114,12 @@ impl Weights {
 }
 
 fn stored(path: &Path, entry: header::Entry, map: &Arc<Mmap>, data: usize) -> Result<Stored> {
-    let dtype = StoredDType::from_name(&entry.dtype).ok_or_else(|| {
-        CheckpointError::UnsupportedDtype {
+    let dtype =
+        StoredDType::from_name(&entry.dtype).ok_or_else(|| CheckpointError::UnsupportedDtype {
             path: path.to_path_buf(),
             tensor: entry.name.clone(),
             got: entry.dtype.clone(),
-        }
-    })?;
+        })?;
     let at = |offset: u64| usize::try_from(offset).ok()?.checked_add(data);
     // The header was read and checked apart from the map: a file replaced in between is seen here.
     let there = at(entry.offsets.0).zip(at(entry.offsets.1));

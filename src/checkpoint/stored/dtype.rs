@@ -79,7 +79,11 @@ impl Raw<'_> {
 }
 
 /// Converts little-endian elements of `N` bytes.
-pub(in crate::checkpoint) fn convert<const N: usize, T>(bytes: &[u8], out: &mut [T], one: impl Fn([u8; N]) -> T) {
+pub(in crate::checkpoint) fn convert<const N: usize, T>(
+    bytes: &[u8],
+    out: &mut [T],
+    one: impl Fn([u8; N]) -> T,
+) {
     let (elements, _) = bytes.as_chunks::<N>();
     for (slot, element) in out.iter_mut().zip(elements) {
         *slot = one(*element);

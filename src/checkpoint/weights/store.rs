@@ -151,7 +151,9 @@ impl Checkpoint {
             dir: &self.dir,
             layers: self.config.num_hidden_layers,
             first_shared: self.config.first_shared(),
-            shapes: shapes.map(|(n, t)| (n.as_str(), t.shape.as_slice())).collect(),
+            shapes: shapes
+                .map(|(n, t)| (n.as_str(), t.shape.as_slice()))
+                .collect(),
         };
         let (changes, merged) = adapter::merge(adapters, &base)?;
         (self.changes, self.adapters) = (changes, merged);

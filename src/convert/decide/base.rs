@@ -77,7 +77,10 @@ impl Base {
     /// Whether the bundle was made with adapters of the same content, in the same order. The fingerprint says so too, but not
     /// what differs.
     pub fn check_adapters(&self, adapters: &[MergedAdapter]) -> Result<()> {
-        let given: Vec<&str> = adapters.iter().map(|a| a.about.weights_sha256.as_str()).collect();
+        let given: Vec<&str> = adapters
+            .iter()
+            .map(|a| a.about.weights_sha256.as_str())
+            .collect();
         let there = self.provenance.adapters.iter();
         let there: Vec<&str> = there.map(|a| a.weights_sha256.as_str()).collect();
         let text = |list: &[&str]| match list {

@@ -103,7 +103,12 @@ impl Job<'_> {
                 audio_tensors: passed.audio,
                 other_tensors: passed.other,
             },
-            adapters: self.checkpoint.adapters().iter().map(adapter_record).collect(),
+            adapters: self
+                .checkpoint
+                .adapters()
+                .iter()
+                .map(adapter_record)
+                .collect(),
             context: self.task.context,
             full_rope: self.full_rope().to_string(),
             tensors,
