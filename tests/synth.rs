@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use gemma_coreml::bundle::Bundle;
-use gemma_coreml::checkpoint::{Checkpoint, LayerKind, Tokenizer};
+use gemma_coreml::checkpoint::{Adapter, Checkpoint, LayerKind, Tokenizer};
 use gemma_coreml::convert::{Options, convert};
 use gemma_coreml::gemma::ModelPlan;
 use gemma_coreml::progress::NoProgress;
@@ -128,4 +128,31 @@ fn a_large_one_is_two_files_with_the_full_layers_in_the_second() {
     };
     assert_eq!(file(4), "model-00001-of-00002.safetensors");
     assert_eq!(file(5), "model-00002-of-00002.safetensors");
+}
+
+#[test]
+fn an_adapter_is_of_every_projection_and_stays_below_the_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = synth::members::config("e2b", Some(35), 16).unwrap();
+    let model = dir.path().join("model");
+    synth::write("e2b", &config, &model).unwrap();
+    let plan = synth::plan(&config).unwrap();
+    let name = "layers.3.mlp.up_proj.weight";
+    let shape = [plan.layers[3].intermediate, plan.hidden];
+    let plain = values(&Checkpoint::open(&model).unwrap(), name, &shape);
+    for dora in [false, true] {
+        let path = dir.path().join(format!("adapter-{dora}"));
+        synth::adapter::write(&plan, 4, dora, &path).unwrap();
+        let adapters = [Adapter::open(&path).unwrap()];
+        let checkpoint = Checkpoint::open(&model).unwrap();
+        let checkpoint = checkpoint.with_adapters(&adapters).unwrap();
+        // 35 layers of five, and K and V of the 15 that own them.
+        assert_eq!(checkpoint.adapters()[0].changed.len(), 35 * 5 + 15 * 2);
+        let merged = values(&checkpoint, name, &shape);
+        let size =
+            |of: &mut dyn Iterator<Item = f32>| of.map(|v| f64::from(v).powi(2)).sum::<f64>();
+        let moved = size(&mut merged.iter().zip(&plain).map(|(m, p)| m - p));
+        let moved = (moved / size(&mut plain.iter().copied())).sqrt();
+        assert!((0.01..0.7).contains(&moved), "{dora}: {moved}");
+    }
 }

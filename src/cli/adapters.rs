@@ -1,20 +1,20 @@
 //! `--adapter`, for the verbs that open a checkpoint.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::console::Console;
-use super::failure::{OrFail, Result};
-use crate::checkpoint::{Adapter, Checkpoint, MergedAdapter};
+use super::failure::{Code, Failure, OrFail, Result};
+use crate::checkpoint::{self, Adapter, Checkpoint, MergedAdapter};
 
 /// Adapters of a model.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Adapters {
-    /// A LoRA, rsLoRA or DoRA adapter of PEFT or mlx-lm, merged into MODEL's weights: its folder, or its .safetensors file.
-    /// May be repeated; each is merged into what those before it made
-    #[arg(long = "adapter", value_name = "DIR")]
-    list: Vec<PathBuf>,
+    /// A LoRA, rsLoRA or DoRA adapter of PEFT or mlx-lm, merged into MODEL's weights: its folder, its .safetensors file, or a
+    /// hub id. May be repeated; each is merged into what those before it made
+    #[arg(long = "adapter", value_name = "ADAPTER")]
+    list: Vec<String>,
 }
 
 impl Adapters {
@@ -28,11 +28,9 @@ impl Adapters {
         if self.is_empty() {
             return Ok(checkpoint);
         }
-        let opened = self.list.iter().map(|path| Adapter::open(path));
-        let opened = opened.collect::<std::result::Result<Vec<_>, _>>();
-        let checkpoint = checkpoint
-            .with_adapters(&opened.or_invalid()?)
-            .or_invalid()?;
+        let opened = self.list.iter().map(|adapter| open(adapter, console));
+        let opened = opened.collect::<Result<Vec<_>>>()?;
+        let checkpoint = checkpoint.with_adapters(&opened).or_invalid()?;
         for adapter in checkpoint.adapters() {
             console.note(&line(adapter));
             for notice in &adapter.notices {
@@ -40,6 +38,26 @@ impl Adapters {
             }
         }
         Ok(checkpoint)
+    }
+}
+
+/// Opens a folder, a file or a hub id, which is downloaded where needed.
+fn open(adapter: &str, console: &Console) -> Result<Adapter> {
+    let path = Path::new(adapter);
+    if path.exists() {
+        return Adapter::open(path).or_invalid();
+    }
+    match checkpoint::resolve_adapter(adapter, console) {
+        Ok(dir) => Adapter::open(&dir).or_invalid(),
+        // Neither: says that it is not there.
+        Err(checkpoint::Error::BadModelId { .. }) => Adapter::open(path).or_invalid(),
+        Err(e) => {
+            let mut failure = Failure::from_error(Code::Invalid, &e);
+            failure.causes.insert(0, failure.message);
+            failure.message =
+                format!("{adapter}: no such adapter here, so it was taken for a hub id");
+            Err(failure)
+        }
     }
 }
 

@@ -253,6 +253,10 @@ fn the_command_line_merges_and_says_so() {
         "4",
         "-p",
         "a b",
+        "--gate-mean",
+        "0.9999",
+        "--gate-min",
+        "0.9995",
     ];
     let output = run(&[&parity[..], &adapters].concat());
     assert!(output.status.success(), "{:?}", texts(&output));

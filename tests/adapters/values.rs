@@ -87,7 +87,9 @@ fn merged_values_are_those_of_peft_and_mlx_lm() {
             worst.0, worst.1
         );
         assert!(worst.0 <= 1e-6, "{case}: {worst:?}");
-        assert!(worst.1 <= 1.0, "{case}: {worst:?}");
+        // Half a unit is the rounding of the result alone; where the weights are rounded first, DoRA scales that too.
+        let most = if case == "multimodal" { 0.501 } else { 1.25 };
+        assert!(worst.1 <= most, "{case}: {worst:?}");
         let ours: BTreeSet<&str> = checkpoint
             .names()
             .filter(|n| checkpoint.is_adapted(n))

@@ -31,8 +31,7 @@ impl Place {
                 path,
                 "not there",
                 "the folder of an adapter",
-                "an adapter is a local folder with adapter_config.json and its weights; fetch one from the hub first, with \
-                 `hf download ORG/NAME --local-dir DIR`",
+                "an adapter is a folder with adapter_config.json and its weights, or the hub id of one",
             ));
         };
         match about.is_dir() {
