@@ -55,6 +55,24 @@ fn an_adapter_beside_the_weights_is_a_warning_and_stdout_stays_json() {
 }
 
 #[test]
+fn an_adapter_beside_the_weights_that_is_applied_is_not_said_to_be_left_out() {
+    let dir = TempDir::new().unwrap();
+    copy_tree(&fixture("textonly-tiny"), dir.path());
+    let lora = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/adapters/lora");
+    copy_tree(&lora, dir.path());
+    let here = path(dir.path());
+    let without = stderr(&run(&["plan", here]));
+    assert!(without.contains("not applied"), "{without}");
+    let with = run(&["plan", here, "--adapter", here]);
+    assert!(with.status.success(), "{}", stderr(&with));
+    let with = stderr(&with);
+    assert!(
+        with.contains("rank 4") && !with.contains("not applied"),
+        "{with}"
+    );
+}
+
+#[test]
 fn a_folder_that_is_not_there_is_said_first() {
     let home = TempDir::new().unwrap();
     for model in ["models/gemma4-finetuned", "google/gemma-4-E2B-it"] {

@@ -39,7 +39,9 @@ impl fmt::Display for Notice {
                 if let Some(base) = base {
                     write!(f, " for {base}")?;
                 }
-                f.write_str(" lies beside the weights and is not applied to them")
+                f.write_str(
+                    " lies beside the weights and is not applied to them; `--adapter` applies it",
+                )
             }
             Self::OwnHead { tensor } => write!(
                 f,

@@ -75,7 +75,9 @@ pub fn open_model(model: &str, adapters: &Adapters, console: &Console) -> Result
         .or_invalid()
         .map_err(|f| unresolved(model, f))?;
     console.detail(&format!("checkpoint {}", dir.display()));
-    adapters.merge_into(open_snapshot(&dir, console)?, console)
+    let checkpoint = adapters.merge_into(Checkpoint::open(&dir).or_invalid()?, console)?;
+    tell(&checkpoint, console);
+    Ok(checkpoint)
 }
 
 /// Says first that there is no folder `model`, when it was taken for a hub id and that led nowhere.
@@ -132,6 +134,12 @@ fn looks_like_a_path(model: &str) -> bool {
 /// Opens a snapshot directory, and warns of what one may think is read and is not.
 pub fn open_snapshot(dir: &Path, console: &Console) -> Result<Checkpoint> {
     let checkpoint = Checkpoint::open(dir).or_invalid()?;
+    tell(&checkpoint, console);
+    Ok(checkpoint)
+}
+
+/// What there is to know about a snapshot.
+fn tell(checkpoint: &Checkpoint, console: &Console) {
     for notice in checkpoint.notices() {
         console.warn(&notice.to_string());
     }
@@ -140,7 +148,6 @@ pub fn open_snapshot(dir: &Path, console: &Console) -> Result<Checkpoint> {
         "not part of the text decoder: {} vision, {} audio, {} unused K/V, {} other tensors",
         passed.vision, passed.audio, passed.shared_kv, passed.other
     ));
-    Ok(checkpoint)
 }
 
 /// The statistics named, if any.

@@ -217,7 +217,7 @@ impl<'a> Fetch<'a> {
         );
         self.error(
             format!("the repository is an adapter for {base}, not a model"),
-            "merge the adapter into that model (PEFT: `merge_and_unload`), save it, and give the folder",
+            "give that model, and this one with `--adapter`, which merges it",
         )
     }
 

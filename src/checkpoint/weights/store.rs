@@ -157,6 +157,12 @@ impl Checkpoint {
         };
         let (changes, merged) = adapter::merge(adapters, &base)?;
         (self.changes, self.adapters) = (changes, merged);
+        let folder = |path: &Path| path.parent().and_then(|dir| dir.canonicalize().ok());
+        let applied: Vec<_> = adapters.iter().map(|a| folder(a.path())).collect();
+        self.notices.retain(|notice| match notice {
+            Notice::AdapterNotApplied { path, .. } => !applied.contains(&folder(path)),
+            _ => true,
+        });
         Ok(self)
     }
 
