@@ -29,10 +29,10 @@ mod text;
 mod weights;
 
 pub use adapter::{
-    AboutAdapter, Adapter, AdapterError, AdapterFormat, AdapterMethod, AdapterNotice, MergedAdapter,
+    AboutAdapter, Adapter, AdapterFormat, AdapterMethod, AdapterNotice, MergedAdapter,
 };
 pub use config::{HeadConfig, LayerKind, MoeConfig, RopeParameters, RopeType, TextConfig};
-pub use error::{Error, Result};
+pub use error::{AdapterError, Error, Result};
 pub use hub::{HubOptions, Proxies, resolve, resolve_adapter, resolve_adapter_with, resolve_with};
 pub use notice::Notice;
 pub use pointer::check_file;

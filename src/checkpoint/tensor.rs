@@ -5,8 +5,8 @@ use std::ops::Range;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::adapter::{AdapterError, Change};
-use super::error::{Error, Result};
+use super::adapter::Change;
+use super::error::{AdapterError, Error, Result};
 use super::stored::{Raw, StoredDType, convert};
 
 /// Merged elements that are rounded to fp16 at a time, unless a row has more.

@@ -5,15 +5,14 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU32;
 
-use super::super::error::Result;
-use super::Adapter;
-use super::config::{AdapterFormat, Config, setting};
-use super::error::Error;
+use super::super::error::{AdapterError as Error, Result};
 use super::merge::{Change, Factor, LowRank, Magnitude, Step};
 use super::names::{self, Place};
 use super::notice::AdapterNotice;
+use super::opened::Adapter;
 use super::parts::{Module, Shape};
 use super::patterns;
+use super::settings::{AdapterFormat, Config, setting};
 use super::stored::{Stored, wrong};
 
 /// The embedding table, which is the head too in a model that has none of its own.

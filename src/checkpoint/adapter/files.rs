@@ -2,8 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::super::error::{Error as CheckpointError, Result};
-use super::error::Error;
+use super::super::error::{AdapterError as Error, Error as CheckpointError, Result};
 
 /// The settings of an adapter, PEFT's and mlx-lm's alike.
 pub(in crate::checkpoint) const CONFIG: &str = "adapter_config.json";

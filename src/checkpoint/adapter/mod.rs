@@ -7,162 +7,30 @@
 
 mod bind;
 mod config;
-mod error;
 mod files;
 mod merge;
 mod names;
 mod notice;
+mod opened;
 mod parts;
 mod patterns;
 mod peft;
+mod settings;
 mod stored;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::error::Result;
-use config::{Config, Scaling};
-use parts::{Module, Parts};
-use stored::{Stored, Weights};
+use patterns::Modules;
+use settings::Config;
 
 pub(in crate::checkpoint) use bind::{Base, Changes};
-pub use config::{AdapterFormat, AdapterMethod};
-pub use error::Error as AdapterError;
 pub(in crate::checkpoint) use files::{CONFIG, MLX_WEIGHTS, PEFT_WEIGHTS, PICKLED};
 pub(in crate::checkpoint) use merge::Change;
 pub use notice::AdapterNotice;
+pub use opened::{AboutAdapter, Adapter};
+pub use settings::{AdapterFormat, AdapterMethod};
 pub(in crate::checkpoint) use stored::hex;
-
-/// An adapter, opened: its config read, its tensors named, checked to be finite, and hashed.
-#[derive(Debug)]
-pub struct Adapter {
-    /// Its weights.
-    path: PathBuf,
-    config: Config,
-    sha256: String,
-    /// Tensors in the file.
-    tensors: usize,
-    modules: BTreeMap<String, Module>,
-    whole: BTreeMap<String, Stored>,
-}
-
-impl Adapter {
-    /// Opens the adapter at `path`: its folder, a folder that holds one adapter, or its weights.
-    ///
-    /// # Errors
-    /// What keeps it from being one that can be merged, whatever the model.
-    pub fn open(path: &Path) -> Result<Self> {
-        let place = files::Place::find(path)?;
-        let config = Config::read(&place.config)?;
-        let path = place.weights(match config.format {
-            AdapterFormat::Peft => files::PEFT_WEIGHTS,
-            AdapterFormat::MlxLm => files::MLX_WEIGHTS,
-        })?;
-        let weights = Weights::open(&path)?;
-        let tensors = weights.tensors.len();
-        let Parts { modules, whole } = Parts::sort(&path, &config, weights.tensors)?;
-        Ok(Self {
-            path,
-            config,
-            sha256: weights.sha256,
-            tensors,
-            modules,
-            whole,
-        })
-    }
-
-    /// The file of its weights.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// What it is.
-    pub fn about(&self) -> AboutAdapter {
-        let mut ranks: Vec<usize> = Vec::new();
-        let mut factors = self
-            .modules
-            .iter()
-            .filter(|(_, m)| m.a.is_some())
-            .peekable();
-        let low_rank = factors.peek().is_some();
-        for (path, _) in factors {
-            ranks.push(self.config.scaling.of(path).0);
-        }
-        ranks.sort_unstable();
-        ranks.dedup();
-        AboutAdapter {
-            format: self.config.format,
-            method: self.config.method,
-            ranks,
-            factor: match &self.config.scaling {
-                _ if !low_rank => None,
-                Scaling::Plain { scale, .. } => Some(*scale),
-                Scaling::Peft { alpha, .. } => Some(*alpha),
-            },
-            base_model: self.config.base_model.clone(),
-            tensors: self.tensors,
-            weights_sha256: self.sha256.clone(),
-            config_sha256: self.config.sha256.clone(),
-        }
-    }
-}
-
-/// What an adapter is, without its place.
-#[derive(Debug, Clone, PartialEq)]
-pub struct AboutAdapter {
-    /// Who wrote it.
-    pub format: AdapterFormat,
-    /// What it does to weights.
-    pub method: AdapterMethod,
-    /// Ranks of its factors, sorted, each once.
-    pub ranks: Vec<usize>,
-    /// `lora_alpha` of PEFT, `scale` of mlx-lm, where there are factors.
-    pub factor: Option<f64>,
-    /// The model it was trained on, as its config has it.
-    pub base_model: Option<String>,
-    /// Tensors in its file.
-    pub tensors: usize,
-    /// SHA-256 of its weights' file, in hex.
-    pub weights_sha256: String,
-    /// SHA-256 of its config, in hex.
-    pub config_sha256: String,
-}
-
-impl AboutAdapter {
-    /// The model that it was trained on: a hub id, or the last part of a path.
-    pub fn base_name(&self) -> Option<String> {
-        let base = self.base_model.as_deref().filter(|b| !b.is_empty())?;
-        let is_path = base.starts_with(['/', '.', '\\', '~']) || base.matches('/').count() > 1;
-        let last = base
-            .trim_end_matches(['/', '\\'])
-            .rsplit(['/', '\\'])
-            .next();
-        Some(match is_path || base.contains('\\') {
-            true => last.unwrap_or(base).to_string(),
-            false => base.to_string(),
-        })
-    }
-}
-
-impl std::fmt::Display for AboutAdapter {
-    /// One line: method, ranks, factor, base.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} of {}", self.method.name(), self.format.name())?;
-        let ranks: Vec<String> = self.ranks.iter().map(usize::to_string).collect();
-        if !ranks.is_empty() {
-            write!(f, ", rank {}", ranks.join("/"))?;
-        }
-        match (self.factor, self.format) {
-            (Some(alpha), AdapterFormat::Peft) => write!(f, ", alpha {alpha}")?,
-            (Some(scale), AdapterFormat::MlxLm) => write!(f, ", scale {scale}")?,
-            (None, _) => {}
-        }
-        match self.base_name() {
-            Some(base) => write!(f, ", for {base}"),
-            None => Ok(()),
-        }
-    }
-}
 
 /// An adapter that is merged into a checkpoint.
 #[derive(Debug, Clone, PartialEq)]
@@ -226,7 +94,7 @@ fn other_base(config: &Config, dir: &Path) -> Option<AdapterNotice> {
 
 /// Modules that the config names by their ends and that have no tensors.
 fn without_tensors(adapter: &Adapter) -> Vec<AdapterNotice> {
-    let Some(patterns::Modules::Ends(ends)) = &adapter.config.targets.modules else {
+    let Some(Modules::Ends(ends)) = &adapter.config.targets.modules else {
         return Vec::new();
     };
     let has = |end: &String| {

@@ -3,10 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::super::error::Result;
-use super::config::{AdapterFormat, AdapterMethod, Config};
-use super::error::Error;
+use super::super::error::{AdapterError as Error, Result};
 use super::names::{self, Key, Part};
+use super::settings::{AdapterFormat, AdapterMethod, Config};
 use super::stored::{Stored, wrong};
 
 /// Which kind of module PEFT's names are of.

@@ -4,8 +4,7 @@ use std::path::Path;
 
 use fancy_regex::Regex;
 
-use super::super::error::Result;
-use super::error::Error;
+use super::super::error::{AdapterError as Error, Result};
 use super::names;
 
 /// Values of some modules: the first pattern that matches a module's path up to its end says which.

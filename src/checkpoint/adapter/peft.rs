@@ -6,12 +6,12 @@ use serde_json::Value;
 
 use super::super::error::Result;
 use super::super::fields::{Fields, shorten};
-use super::config::{
+use super::notice::AdapterNotice;
+use super::patterns::{Modules, Overrides};
+use super::settings::{
     AdapterFormat, AdapterMethod, Config, MAX_RANK, Scaling, Targets, Tokens, number, setting,
     strings,
 };
-use super::notice::AdapterNotice;
-use super::patterns::{Modules, Overrides};
 
 /// Rank and alpha that PEFT takes where a config has none.
 const DEFAULT: usize = 8;

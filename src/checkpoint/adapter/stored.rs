@@ -6,10 +6,9 @@ use std::sync::Arc;
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 
-use super::super::error::{Error as CheckpointError, Result};
+use super::super::error::{AdapterError as Error, Error as CheckpointError, Result};
 use super::super::pointer::check_file;
 use super::super::stored::{MapError, MappedSafetensors, Raw, StoredDType, header};
-use super::error::Error;
 
 /// Elements that are looked at a time.
 const PIECE: usize = 1 << 14;

@@ -1,8 +1,10 @@
 //! What can be wrong with a snapshot on disk or on the hub.
 
+mod adapter;
+
 use std::path::PathBuf;
 
-use super::adapter::AdapterError;
+pub use adapter::AdapterError;
 
 /// An error of this room. Every variant names the file, field or tensor at fault.
 #[derive(Debug, thiserror::Error)]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 /// An error about an adapter. Every variant names the file or tensor at fault.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {
+pub enum AdapterError {
     /// A place holds no adapter that can be read.
     #[error("{path}: {found}, expected {expected}\nhint: {hint}")]
     Place {
