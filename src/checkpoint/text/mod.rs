@@ -3,6 +3,7 @@
 mod channels;
 mod chat;
 mod components;
+mod composition;
 mod special;
 mod stream;
 mod tokenizer;

@@ -8,8 +8,8 @@ use tokenizers::models::ModelWrapper;
 use super::super::error::{Error, Result};
 use super::super::pointer::check_file;
 use super::components;
+use super::composition::Composition;
 use super::special::{self, Special};
-use super::stream::{Composition, StreamDecoder};
 
 /// `tokenizer.json` of a snapshot or bundle.
 pub struct Tokenizer {
@@ -128,11 +128,6 @@ impl Tokenizer {
     /// Ids in the vocabulary, added tokens included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
-    }
-
-    /// A decoder that takes one id at a time.
-    pub fn stream(&self) -> StreamDecoder<'_> {
-        StreamDecoder::new(self)
     }
 
     pub(super) fn composition(&self) -> Composition {
