@@ -140,7 +140,7 @@ fn revisions_and_absent_hubs() {
     );
     let (message, hint) = hub_error(resolve_with("some-org/absent", &options, &NoProgress));
     assert!(
-        message.contains("no folder of this name") && hint.contains("network"),
+        message.contains("cannot list the files") && hint.contains("network"),
         "{message}; {hint}"
     );
 }
