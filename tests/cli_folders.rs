@@ -73,6 +73,36 @@ fn an_adapter_beside_the_weights_that_is_applied_is_not_said_to_be_left_out() {
 }
 
 #[test]
+fn an_adapter_may_be_a_hub_id() {
+    let home = TempDir::new().unwrap();
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let repo = home.path().join("hub/models--me--my-lora");
+    let lora = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/adapters/lora");
+    copy_tree(&lora, &repo.join("snapshots").join(commit));
+    std::fs::create_dir_all(repo.join("refs")).unwrap();
+    std::fs::write(repo.join("refs/main"), commit).unwrap();
+    let model = fixture("textonly-tiny");
+    let plan = |adapter: &str| {
+        let output = program()
+            .args(["plan", path(&model), "--adapter", adapter])
+            .env("HF_HOME", home.path())
+            .env("HF_HUB_OFFLINE", "1")
+            .env_remove("HF_HUB_CACHE")
+            .output()
+            .unwrap();
+        (output.status.code().unwrap(), stderr(&output))
+    };
+    let (code, text) = plan("me/my-lora");
+    assert!(code == 0 && text.contains("LoRA of PEFT, rank 4"), "{text}");
+    let (code, text) = plan("me/other-lora");
+    assert_eq!(code, INVALID, "{text}");
+    assert!(
+        text.contains("me/other-lora: no such adapter here"),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_folder_that_is_not_there_is_said_first() {
     let home = TempDir::new().unwrap();
     for model in ["models/gemma4-finetuned", "google/gemma-4-E2B-it"] {

@@ -207,8 +207,14 @@ impl<'a> Client<'a> {
     }
 
     /// Repeats a request while that may help.
-    pub fn retrying<T>(
+    pub fn retrying<T>(&self, request: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+        self.retrying_while(|_| true, request)
+    }
+
+    /// Repeats a request while that may help and `worth` says so of its failure.
+    pub fn retrying_while<T>(
         &self,
+        worth: impl Fn(&Failure) -> bool,
         mut request: impl FnMut() -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let mut tries = 0;
@@ -217,7 +223,7 @@ impl<'a> Client<'a> {
                 Ok(value) => return Ok(value),
                 Err(failure) => failure,
             };
-            match self.pause(&failure, tries) {
+            match self.pause(&failure, tries).filter(|_| worth(&failure)) {
                 Some(wait) => std::thread::sleep(wait),
                 None => return Err(failure),
             }

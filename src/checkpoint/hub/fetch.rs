@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::cache::RepoCache;
 use super::client::Client;
-use super::failure::{Failure, printable};
+use super::failure::{Failure, Why, printable};
 use super::files::{self, ADAPTER_CONFIG, CONFIG, Refusal, Want, Weights};
 use super::id::{HubId, is_commit};
 use super::options::HubOptions;
@@ -63,7 +63,8 @@ impl<'a> Fetch<'a> {
         let listed = match cached {
             // Nothing is lost by giving up early.
             Ok(_) => client.list(&url),
-            Err(_) => client.retrying(|| client.list(&url)),
+            // Where nobody is there at the first question, waiting seldom helps; most often the model is a folder mistyped.
+            Err(_) => client.retrying_while(|f| f.why != Why::Unreachable, || client.list(&url)),
         };
         let listed = listed.and_then(|info| self.check(info));
         let info = match (listed, cached) {
