@@ -36,10 +36,10 @@ pub use error::{AdapterError, Error, Result};
 pub use hub::{HubOptions, Proxies, resolve, resolve_adapter, resolve_adapter_with, resolve_with};
 pub use notice::Notice;
 pub use pointer::check_file;
-pub use stored::StoredDType;
+pub use stored::{Grid, StoredDType};
 pub(crate) use stored::{MapError, MappedSafetensors};
 pub use tensor::TensorView;
 pub use text::{
     ChatTemplate, Message, Piece, Reply, ReplyDecoder, StreamDecoder, Tokenizer, stop_ids,
 };
-pub use weights::{Checkpoint, HASHED, PassedOver};
+pub use weights::{ActivationScales, Checkpoint, HASHED, PassedOver};

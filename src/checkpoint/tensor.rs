@@ -7,10 +7,15 @@ use half::{bf16, f16};
 
 use super::adapter::Change;
 use super::error::{AdapterError, Error, Result};
-use super::stored::{Raw, StoredDType, convert};
+#[cfg(test)]
+use super::stored::Coded;
+use super::stored::{Grid, Raw, StoredDType, convert};
 
 /// Merged elements that are rounded to fp16 at a time, unless a row has more.
 const PIECE: usize = 1 << 16;
+
+/// Elements that are converted at a time.
+const BLOCK: usize = 512;
 
 /// A tensor of the text decoder. Nothing is read until a range is asked for.
 #[derive(Debug, Clone)]
@@ -19,9 +24,8 @@ pub struct TensorView<'a> {
     pub name: &'a str,
     /// Shape in the file, row-major.
     pub shape: Vec<usize>,
-    pub(super) dtype: StoredDType,
-    /// Little-endian elements; the length is checked against shape and dtype when the file is opened.
-    pub(super) bytes: &'a [u8],
+    /// What the file holds; its length is checked against the shape when the file is opened.
+    pub(super) raw: Raw<'a>,
     /// What adapters make of it.
     pub(super) change: Option<&'a Change>,
 }
@@ -33,46 +37,118 @@ impl<'a> TensorView<'a> {
         TensorView {
             name,
             shape: shape.to_vec(),
-            dtype: StoredDType::F16,
-            bytes,
+            raw: Raw::Plain {
+                dtype: StoredDType::F16,
+                bytes,
+            },
+            change: None,
+        }
+    }
+
+    /// Integers of 2, 4 or 8 bits with 2^(nbits-1) added, packed lowest bits first, and an f32 step for each `block` of a row.
+    pub(crate) fn of_codes(
+        name: &'a str,
+        shape: &[usize],
+        grid: Grid,
+        codes: &'a [u8],
+        steps: &'a [u8],
+    ) -> Self {
+        let columns = shape[1..].iter().product();
+        TensorView {
+            name,
+            shape: shape.to_vec(),
+            raw: Raw::Coded(Coded {
+                grid,
+                biased: true,
+                columns,
+                row_bytes: columns * usize::from(grid.nbits) / 8,
+                codes,
+                step_dtype: StoredDType::F32,
+                steps,
+            }),
             change: None,
         }
     }
 }
 
 impl<'a> TensorView<'a> {
-    /// Number format in the file.
+    /// Number format in the file; of the steps where it holds integers.
     pub fn dtype(&self) -> StoredDType {
-        self.dtype
+        match self.raw {
+            Raw::Plain { dtype, .. } => dtype,
+            Raw::Coded(coded) => coded.step_dtype,
+        }
     }
 
     /// Elements.
     pub fn len(&self) -> usize {
-        self.bytes.len() / self.dtype.size()
+        self.raw.len()
     }
 
     /// True when a dim is 0.
     pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.len() == 0
     }
 
-    /// The bytes in the checkpoint's file: little-endian elements, without what adapters make of them.
-    pub(super) fn file_bytes(&self) -> &'a [u8] {
-        self.bytes
+    /// The bytes in the checkpoint's file, without what adapters make of them: little-endian elements, or integers and then
+    /// their steps.
+    pub(super) fn file_bytes(&self) -> [&'a [u8]; 2] {
+        match self.raw {
+            Raw::Plain { bytes, .. } => [bytes, &[]],
+            Raw::Coded(coded) => [coded.codes, coded.steps],
+        }
     }
 
     /// Bytes of the tensor in the checkpoint's file.
     pub fn stored_bytes(&self) -> usize {
-        self.bytes.len()
+        self.file_bytes().iter().map(|bytes| bytes.len()).sum()
+    }
+
+    /// The grid of a tensor that the file holds as integers and steps; `None` for numbers, and where adapters change it.
+    pub fn grid(&self) -> Option<Grid> {
+        match (self.raw, self.change) {
+            (Raw::Coded(coded), None) => Some(coded.grid),
+            _ => None,
+        }
+    }
+
+    /// Reads the integers of elements `range` of a tensor that has a [`grid`](Self::grid). `out` has the length of the range.
+    pub fn read_codes(&self, range: Range<usize>, out: &mut [i8]) -> Result<()> {
+        match self.raw {
+            Raw::Coded(coded) if range.end <= coded.len() && range.len() == out.len() => {
+                coded.codes(range.start, out);
+                Ok(())
+            }
+            _ => Err(self.range_error(&range, out.len())),
+        }
+    }
+
+    /// Reads steps `range`, row-major over `[rows, inputs / block]`, of a tensor that has a [`grid`](Self::grid). `out` has the
+    /// length of the range. A NaN or an infinity is an error.
+    pub fn read_steps(&self, range: Range<usize>, out: &mut [f32]) -> Result<()> {
+        match self.raw {
+            Raw::Coded(coded)
+                if range.end <= coded.len() / coded.grid.block && range.len() == out.len() =>
+            {
+                coded.steps(range.start, out);
+                match out.iter().position(|v| !v.is_finite()) {
+                    None => Ok(()),
+                    Some(at) => {
+                        Err(self.not_finite((range.start + at) * coded.grid.block, out[at]))
+                    }
+                }
+            }
+            _ => Err(self.range_error(&range, out.len())),
+        }
     }
 
     /// Reads elements `range` as f32: exactly, or merged with adapters in f32. `out` has the length of the range. A NaN or
     /// an infinity is an error.
     pub fn read_f32(&self, range: Range<usize>, out: &mut [f32]) -> Result<()> {
-        let bytes = self.slice(&range, out.len())?;
+        self.check_range(&range, out.len())?;
         match self.change {
-            Some(change) => change.read(self.raw(), range.start, out),
-            None => self.dtype.decode(bytes, out),
+            Some(change) => change.read(self.raw, range.start, out),
+            None => self.raw.read(range.start, out),
         }
         // A fold without an exit vectorizes; the search follows only where it must.
         if !out.iter().fold(false, |bad, v| bad | !v.is_finite()) {
@@ -85,14 +161,29 @@ impl<'a> TensorView<'a> {
     /// Reads elements `range` as fp16, rounded once, to nearest even. `out` has the length of the range. A NaN, an infinity, or a
     /// value that rounds beyond 65504 is an error.
     pub fn read_f16(&self, range: Range<usize>, out: &mut [f16]) -> Result<()> {
-        let bytes = self.slice(&range, out.len())?;
+        self.check_range(&range, out.len())?;
         if let Some(change) = self.change {
             return self.merged_f16(change, range.start, out);
         }
-        match self.dtype {
-            StoredDType::Bf16 => narrow(bytes, out, |b: [u8; 2]| bf16::from_le_bytes(b).to_f32()),
-            StoredDType::F16 => convert(bytes, out, f16::from_le_bytes),
-            StoredDType::F32 => narrow(bytes, out, f32::from_le_bytes),
+        match self.raw {
+            Raw::Plain { dtype, bytes } => {
+                let bytes = &bytes[range.start * dtype.size()..range.end * dtype.size()];
+                match dtype {
+                    StoredDType::Bf16 => {
+                        narrow(bytes, out, |b: [u8; 2]| bf16::from_le_bytes(b).to_f32())
+                    }
+                    StoredDType::F16 => convert(bytes, out, f16::from_le_bytes),
+                    StoredDType::F32 => narrow(bytes, out, f32::from_le_bytes),
+                }
+            }
+            Raw::Coded(coded) => {
+                let mut values = [0f32; BLOCK];
+                for (start, out) in range.clone().step_by(BLOCK).zip(out.chunks_mut(BLOCK)) {
+                    let values = &mut values[..out.len()];
+                    coded.read(start, values);
+                    out.convert_from_f32_slice(values);
+                }
+            }
         }
         if !out.iter().fold(false, |bad, v| bad | !v.is_finite()) {
             return Ok(());
@@ -132,41 +223,36 @@ impl<'a> TensorView<'a> {
 
     /// Asks the system to read elements `range` into its cache meanwhile; what is beyond the tensor is left out.
     pub fn prefetch(&self, range: Range<usize>) {
-        let size = self.dtype.size();
-        let end = range.end.saturating_mul(size).min(self.bytes.len());
-        let start = range.start.saturating_mul(size).min(end);
-        prefetch(&self.bytes[start..end]);
+        let [bytes, _] = self.file_bytes();
+        let at = |element: usize| match self.raw {
+            Raw::Plain { dtype, .. } => element.saturating_mul(dtype.size()),
+            Raw::Coded(coded) => (element / coded.columns.max(1)).saturating_mul(coded.row_bytes),
+        };
+        let end = at(range.end).min(bytes.len());
+        prefetch(&bytes[at(range.start).min(end)..end]);
     }
 
-    fn slice(&self, range: &Range<usize>, buffer: usize) -> Result<&'a [u8]> {
-        let size = self.dtype.size();
-        let bytes = (|| {
-            let start = range.start.checked_mul(size)?;
-            let end = range.end.checked_mul(size)?;
-            self.bytes.get(start..end)
-        })();
-        bytes
-            .filter(|b| b.len() / size == buffer)
-            .ok_or_else(|| Error::Range {
-                tensor: self.name.to_string(),
-                start: range.start,
-                end: range.end,
-                len: self.len(),
-                buffer,
-            })
+    fn check_range(&self, range: &Range<usize>, buffer: usize) -> Result<()> {
+        match range.start <= range.end && range.end <= self.len() && range.len() == buffer {
+            true => Ok(()),
+            false => Err(self.range_error(range, buffer)),
+        }
     }
 
-    fn raw(&self) -> Raw<'a> {
-        Raw {
-            dtype: self.dtype,
-            bytes: self.bytes,
+    fn range_error(&self, range: &Range<usize>, buffer: usize) -> Error {
+        Error::Range {
+            tensor: self.name.to_string(),
+            start: range.start,
+            end: range.end,
+            len: self.len(),
+            buffer,
         }
     }
 
     fn not_finite(&self, index: usize, value: f32) -> Error {
         let tensor = self.name.to_string();
         match self.change {
-            Some(change) if self.raw().get(index).is_finite() => AdapterError::NotFinite {
+            Some(change) if self.raw.get(index).is_finite() => AdapterError::NotFinite {
                 tensor,
                 index,
                 value,
@@ -201,7 +287,6 @@ pub(super) fn prefetch(bytes: &[u8]) {
 
 /// Converts little-endian elements of `N` bytes to fp16 by way of f32, which holds all of them exactly.
 fn narrow<const N: usize>(bytes: &[u8], out: &mut [f16], one: impl Fn([u8; N]) -> f32) {
-    const BLOCK: usize = 512;
     let mut floats = [0f32; BLOCK];
     for (bytes, out) in bytes.chunks(N * BLOCK).zip(out.chunks_mut(BLOCK)) {
         let floats = &mut floats[..out.len()];

@@ -34,7 +34,7 @@ impl std::fmt::Debug for Stored {
 impl Stored {
     /// The elements in the file.
     pub fn raw(&self) -> Raw<'_> {
-        Raw {
+        Raw::Plain {
             dtype: self.dtype,
             // Checked when the file was opened.
             bytes: self.map.get(self.begin..self.end).unwrap_or_default(),

@@ -2,6 +2,8 @@
 
 use half::{bf16, f16};
 
+use super::coded::Coded;
+
 /// Number formats that weights are read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StoredDType {
@@ -53,20 +55,34 @@ impl StoredDType {
 
 /// Elements as they lie in a file.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::checkpoint) struct Raw<'a> {
-    pub dtype: StoredDType,
-    pub bytes: &'a [u8],
+pub(in crate::checkpoint) enum Raw<'a> {
+    /// Numbers.
+    Plain { dtype: StoredDType, bytes: &'a [u8] },
+    /// Integers and their steps.
+    Coded(Coded<'a>),
 }
 
 impl Raw<'_> {
+    /// Elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Plain { dtype, bytes } => bytes.len() / dtype.size(),
+            Self::Coded(coded) => coded.len(),
+        }
+    }
+
     /// Elements from `start` on as f32; those beyond the end are 0.
     pub fn read(&self, start: usize, out: &mut [f32]) {
-        let size = self.dtype.size();
-        let begin = start.saturating_mul(size).min(self.bytes.len());
-        let end = begin.saturating_add(out.len() * size).min(self.bytes.len());
-        let bytes = &self.bytes[begin..end];
+        let (dtype, bytes) = match self {
+            Self::Plain { dtype, bytes } => (dtype, bytes),
+            Self::Coded(coded) => return coded.read(start, out),
+        };
+        let size = dtype.size();
+        let begin = start.saturating_mul(size).min(bytes.len());
+        let end = begin.saturating_add(out.len() * size).min(bytes.len());
+        let bytes = &bytes[begin..end];
         let (there, beyond) = out.split_at_mut(bytes.len() / size);
-        self.dtype.decode(bytes, there);
+        dtype.decode(bytes, there);
         beyond.fill(0.0);
     }
 

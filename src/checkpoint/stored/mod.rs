@@ -1,9 +1,12 @@
 //! Files of tensors, whatever the tensors are for: header, memory map, number formats.
 
+mod coded;
 mod dtype;
 pub(super) mod header;
 mod mapped;
 
+pub(super) use coded::Coded;
+pub use coded::Grid;
 pub use dtype::StoredDType;
 pub(super) use dtype::{Raw, convert};
 pub(crate) use mapped::{MapError, MappedSafetensors};

@@ -6,6 +6,6 @@ mod head;
 mod names;
 mod store;
 
-pub use store::{Checkpoint, HASHED, PassedOver};
+pub use store::{ActivationScales, Checkpoint, HASHED, PassedOver};
 
 pub(super) use files::{INDEX, SINGLE, has_weights, shard_name, shard_names, shard_number};

@@ -13,7 +13,7 @@ use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::folder;
 use crate::checkpoint::notice::Notice;
 use crate::checkpoint::pointer::{check_file, or_explained};
-use crate::checkpoint::stored::{StoredDType, header};
+use crate::checkpoint::stored::{Raw, StoredDType, header};
 use crate::checkpoint::tensor::{TensorView, prefetch};
 use crate::progress::Progress;
 
@@ -46,6 +46,16 @@ pub struct PassedOver {
     pub other: usize,
 }
 
+/// The steps of the int8 values that a linear layer of a quantization-aware checkpoint takes and gives: its input is rounded
+/// to multiples of one, clipped to -128..127 of it, and so is its output. 0 where nothing is rounded.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ActivationScales {
+    /// Of the input.
+    pub input: f32,
+    /// Of the output.
+    pub output: f32,
+}
+
 pub(super) struct Located {
     /// Name in the file, prefix included.
     pub full_name: String,
@@ -66,6 +76,8 @@ pub struct Checkpoint {
     pub(super) lone_head: Option<String>,
     /// Names of weights in the folder that are not read.
     pub(super) unread: Vec<String>,
+    /// By tensor of the linear layer's weight.
+    activations: BTreeMap<String, ActivationScales>,
     passed_over: PassedOver,
     adapters: Vec<MergedAdapter>,
     changes: Changes,
@@ -101,6 +113,7 @@ impl Checkpoint {
             unknown: Vec::new(),
             lone_head: None,
             unread,
+            activations: BTreeMap::new(),
             passed_over: PassedOver::default(),
             adapters: Vec::new(),
             changes: Changes::new(),
@@ -343,10 +356,24 @@ impl Checkpoint {
         Ok(TensorView {
             name,
             shape: located.shape.clone(),
-            dtype: located.dtype,
-            bytes,
+            raw: Raw::Plain {
+                dtype: located.dtype,
+                bytes,
+            },
             change: self.changes.get(name),
         })
+    }
+
+    /// The steps of the int8 activations around the linear layer of a weight (a text tensor without prefix), in a checkpoint that
+    /// was trained with them. They are a part of the model: without them it computes something else.
+    pub fn activation_scales(&self, tensor: &str) -> Option<ActivationScales> {
+        self.activations.get(tensor).copied()
+    }
+
+    /// Whether any linear layer has [`activation_scales`](Self::activation_scales) that are not 0.
+    pub fn has_activation_scales(&self) -> bool {
+        let mut scales = self.activations.values();
+        scales.any(|s| s.input != 0.0 || s.output != 0.0)
     }
 
     /// How many tensors of the files are not used.
@@ -396,8 +423,8 @@ impl Checkpoint {
             .map(|(name, located)| self.view(name, located))
             .collect::<Result<_>>()?;
         let parts = views.iter().flat_map(|v| {
-            let parts = v.file_bytes().chunks(HASHED).enumerate();
-            parts.map(|(i, part)| (v.name, i, part))
+            let parts = v.file_bytes().into_iter().flat_map(|b| b.chunks(HASHED));
+            parts.enumerate().map(|(i, part)| (v.name, i, part))
         });
         let parts: Vec<(&str, usize, &[u8])> = parts.collect();
         let digests: Vec<[u8; 32]> = parts
@@ -417,7 +444,8 @@ impl Checkpoint {
             let head = format!("{}\0{}\0{:?}\0", view.name, view.dtype().name(), view.shape);
             hash.update((head.len() as u64).to_le_bytes());
             hash.update(head);
-            let count = view.stored_bytes().div_ceil(HASHED);
+            let bytes = view.file_bytes().into_iter();
+            let count = bytes.map(|b| b.len().div_ceil(HASHED)).sum();
             digests.by_ref().take(count).for_each(|d| hash.update(d));
         }
         progress.end();
