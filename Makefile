@@ -5,7 +5,8 @@ VENV := .venv-coremltools
 OUT ?= target/demo
 SWEEP ?= target/sweep
 MODEL ?= e2b
-SYNTH ?= target/synth/$(MODEL)
+KIND ?= plain
+SYNTH ?= target/synth/$(MODEL)$(if $(filter-out plain,$(KIND)),-$(KIND))
 
 .PHONY: demo test check fmt clippy doc bench bench-full sweep recipe-table synth fixtures venv build clean
 
@@ -59,9 +60,10 @@ recipe-table: venv
 	$(CARGO) test --release --test recipes -- --nocapture every_recipe | grep '^|'
 	RECALL_CONTEXTS=125 $(CARGO) test --release --test recipes -- --nocapture recall_is_lost | grep '^|'
 
-## A checkpoint of real size with made-up weights: MODEL=e2b (9.3 GB), e4b, 12b or 31b. RANK=16 writes a LoRA adapter beside it.
+## A checkpoint of real size with made-up weights: MODEL=e2b (9.3 GB), e4b, 12b or 31b; KIND=plain, q4_0, w4a16-ct or mobile.
+## RANK=16 writes a LoRA adapter beside it.
 synth:
-	$(CARGO) run --release --example synth -- $(MODEL) -o $(SYNTH) $(if $(RANK),--adapter $(RANK))
+	$(CARGO) run --release --example synth -- $(MODEL) --kind $(KIND) -o $(SYNTH) $(if $(RANK),--adapter $(RANK))
 
 ## Retrains and regenerates fixtures/ (needs torch: see fixtures/README.md).
 fixtures:

@@ -113,7 +113,7 @@ fn a_small_one_is_the_same_every_time_and_converts() {
 fn a_large_one_is_two_files_with_the_full_layers_in_the_second() {
     let dir = tempfile::tempdir().unwrap();
     let config = synth::members::config("31b", Some(6), 64).unwrap();
-    synth::write_as("31b", &config, dir.path(), 1).unwrap();
+    synth::write_as("31b", synth::Kind::Plain, &config, dir.path(), 1).unwrap();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     assert_eq!(checkpoint.weight_files().count(), 2);
     ModelPlan::new(checkpoint.config())
