@@ -51,7 +51,7 @@ impl fmt::Display for Quantization {
             )?;
             match block {
                 Some(inputs) => write!(f, "{inputs} inputs a step")?,
-                None => f.write_str("a row a step")?,
+                None => f.write_str("one step a row")?,
             }
         }
         if self.activations {

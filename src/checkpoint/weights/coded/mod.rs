@@ -280,13 +280,11 @@ impl Parts<'_> {
         };
         let input = scale(needed.0, Part::Input, endings.0)?;
         let output = scale(needed.1, Part::Output, endings.1)?;
-        Ok(match (input, output) {
-            (None, None) => None,
-            (input, output) => Some(ActivationScales {
-                input: input.unwrap_or(0.0),
-                output: output.unwrap_or(0.0),
-            }),
-        })
+        let scales = ActivationScales {
+            input: input.unwrap_or(0.0),
+            output: output.unwrap_or(0.0),
+        };
+        Ok((scales.input != 0.0 || scales.output != 0.0).then_some(scales))
     }
 
     /// One step of activations.
