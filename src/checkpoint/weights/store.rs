@@ -311,6 +311,9 @@ impl Checkpoint {
             config: &self.config,
             files: &self.files,
         };
+        for (name, numbers) in &self.tensors {
+            files.numbers(name, numbers)?;
+        }
         let mut made = Vec::new();
         for (name, parts) in std::mem::take(&mut self.parts) {
             let (located, scales) = files.weight(&name, parts, self.tensors.get(&name))?;

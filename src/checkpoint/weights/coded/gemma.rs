@@ -68,6 +68,13 @@ pub(super) fn weight(
     ))
 }
 
+/// What config.json says of a linear layer that is in integers.
+pub(super) fn says(config: &GemmaBits, modules: &[String]) -> Option<String> {
+    let unnamed = "as `modules_to_not_convert` of config.json does not name the module";
+    let skips = modules.iter().any(|module| config.skips(module));
+    (!skips).then(|| unnamed.to_string())
+}
+
 /// The width that config.json has for the module.
 fn bits(config: &GemmaBits, parts: &Parts<'_>, codes: &Found) -> Result<u8> {
     let modules = parts.modules();

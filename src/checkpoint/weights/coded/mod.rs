@@ -128,6 +128,34 @@ impl<'a> Files<'a> {
         }
     }
 
+    /// Refuses a linear layer in numbers that config.json has in integers. Outside the decoder's layers numbers may stand for
+    /// them: published heads and tables do.
+    pub fn numbers(&self, name: &str, numbers: &Located) -> Result<()> {
+        let parts = Parts {
+            files: self,
+            name,
+            parts: Vec::new(),
+        };
+        let is_linear =
+            parts.is_in_layer() && name.ends_with(".weight") && numbers.shape.len() == 2;
+        let modules = parts.modules();
+        let says = match &self.config.quantization {
+            _ if !is_linear => None,
+            QuantizationConfig::CompressedTensors(config) => compressed::says(config, &modules),
+            QuantizationConfig::Gemma(config) => gemma::says(config, &modules),
+            QuantizationConfig::Absent | QuantizationConfig::Q4_0 => None,
+        };
+        match says {
+            None => Ok(()),
+            Some(says) => Err(Error::BadCodes {
+                path: self.path(numbers.file).to_path_buf(),
+                tensor: numbers.full_name.clone(),
+                expected: format!("integers, {says}"),
+                got: format!("{} {:?}", numbers.dtype.name(), numbers.shape),
+            }),
+        }
+    }
+
     fn path(&self, file: usize) -> &Path {
         self.files.get(file).map_or(self.dir, |(path, _)| path)
     }
