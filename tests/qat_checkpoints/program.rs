@@ -27,8 +27,13 @@ fn inspect_and_plan_say_how_weights_are_stored() {
             "with activation scales",
         ],
     );
-    let json: Value =
-        serde_json::from_str(&prints(&["inspect", &folder("w4a16-ct"), "--json"])).unwrap();
+    let json: Value = serde_json::from_str(&prints(&[
+        "inspect",
+        &folder("w4a16-ct"),
+        "--format",
+        "json",
+    ]))
+    .unwrap();
     says(
         json["quantization"].as_str().unwrap(),
         &["compressed-tensors, ", "32 inputs a step"],
@@ -38,12 +43,18 @@ fn inspect_and_plan_say_how_weights_are_stored() {
         &prints(&plan),
         &["weights of the checkpoint: compressed-tensors, "],
     );
-    let json: Value = serde_json::from_str(&prints(&[&plan[..], &["--json"]].concat())).unwrap();
+    let json: Value =
+        serde_json::from_str(&prints(&[&plan[..], &["--format", "json"]].concat())).unwrap();
     says(
         json["quantization"].as_str().unwrap(),
         &["compressed-tensors, "],
     );
-    let dense: Value =
-        serde_json::from_str(&prints(&["inspect", &folder("w4a16-dense"), "--json"])).unwrap();
+    let dense: Value = serde_json::from_str(&prints(&[
+        "inspect",
+        &folder("w4a16-dense"),
+        "--format",
+        "json",
+    ]))
+    .unwrap();
     assert_eq!(dense["quantization"], Value::Null);
 }
