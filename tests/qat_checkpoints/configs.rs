@@ -458,7 +458,8 @@ fn which_group_a_module_is_in() {
 
 #[test]
 fn what_the_gemma_method_may_say() {
-    let cases: [(fn(&mut Value), &[&str]); 11] = [
+    type Edit = fn(&mut Value);
+    let cases: [(Edit, &[&str]); 11] = [
         (
             |c| c["num_bits"] = 3.into(),
             &["`quantization_config.num_bits`", "3", "2, 4, 8"],

@@ -121,7 +121,8 @@ impl std::fmt::Debug for Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a snapshot directory. Reads headers; weights only where there is a head to compare with the embedding table.
+    /// Opens a snapshot directory. Reads headers, sizes and steps of activations of weights in integers, and weights only where
+    /// there is a head to compare with the embedding table.
     ///
     /// Which tensors the model needs is for the plan of the model to say: see [`check`](Self::check).
     pub fn open(dir: &Path) -> Result<Self> {
