@@ -7,8 +7,8 @@ use crate::checkpoint::config::{CompressedTensors, Group, Targeted};
 use crate::checkpoint::error::Result;
 use crate::checkpoint::stored::Grid;
 
-use super::super::store::{ActivationScales, Located};
-use super::{Form, Found, Layout, Part, Parts, is_attention};
+use super::super::located::{ActivationScales, Layout, Located};
+use super::parts::{Form, Found, Part, Parts, is_attention};
 
 /// Bits of a word.
 const WORD: usize = 32;

@@ -8,9 +8,9 @@ use crate::checkpoint::config::{GemmaBits, LayerKind, TextConfig};
 use crate::checkpoint::error::Result;
 use crate::checkpoint::stored::Grid;
 
+use super::super::located::{ActivationScales, Layout, Located};
 use super::super::names::HEAD;
-use super::super::store::{ActivationScales, Located};
-use super::{Form, Found, Layout, Part, Parts, is_attention};
+use super::parts::{Form, Found, Part, Parts, is_attention};
 
 const WIDTHS: [usize; 3] = [2, 4, 8];
 
