@@ -214,5 +214,4 @@ impl Interval {
 }
 
 #[cfg(test)]
-#[path = "grid/tests.rs"]
 mod tests;
