@@ -4,21 +4,20 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::safetensors::MmapedSafetensors;
-use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 
 use crate::checkpoint::adapter::{self, Adapter, Changes, MergedAdapter};
-use crate::checkpoint::config::{self, TextConfig};
+use crate::checkpoint::config::{self, QuantizationConfig, TextConfig};
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::folder;
 use crate::checkpoint::notice::Notice;
 use crate::checkpoint::pointer::{check_file, or_explained};
-use crate::checkpoint::stored::{Raw, StoredDType, header};
-use crate::checkpoint::tensor::{TensorView, prefetch};
-use crate::progress::Progress;
+use crate::checkpoint::stored::{Coded, Raw, StoredDType, header};
+use crate::checkpoint::tensor::TensorView;
 
+use super::coded::{self, Found, Part};
 use super::files::{self, WeightFiles};
 use super::head;
+use super::located::{ActivationScales, Located};
 use super::names::{self, Class, EMBED, HEAD};
 
 /// Files beside config and weights that a converted model keeps.
@@ -29,9 +28,6 @@ const TOKEN_FILES: [&str; 5] = [
     "generation_config.json",
     "config.json",
 ];
-
-/// Bytes of a tensor that are hashed at a time for [`Checkpoint::fingerprint`].
-pub const HASHED: usize = 4 << 20;
 
 /// Tensors that are in the files and not part of the text decoder's arithmetic.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -46,24 +42,6 @@ pub struct PassedOver {
     pub other: usize,
 }
 
-/// The steps of the int8 values that a linear layer of a quantization-aware checkpoint takes and gives: its input is rounded
-/// to multiples of one, clipped to -128..127 of it, and so is its output. 0 where nothing is rounded.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ActivationScales {
-    /// Of the input.
-    pub input: f32,
-    /// Of the output.
-    pub output: f32,
-}
-
-pub(super) struct Located {
-    /// Name in the file, prefix included.
-    pub full_name: String,
-    pub file: usize,
-    pub dtype: StoredDType,
-    pub shape: Vec<usize>,
-}
-
 /// A snapshot, opened: config read, headers checked, files mapped.
 pub struct Checkpoint {
     pub(super) dir: PathBuf,
@@ -76,10 +54,12 @@ pub struct Checkpoint {
     pub(super) lone_head: Option<String>,
     /// Names of weights in the folder that are not read.
     pub(super) unread: Vec<String>,
+    /// Parts of weights, by the weight, until all are known.
+    parts: BTreeMap<String, Vec<Found>>,
     /// By tensor of the linear layer's weight.
-    activations: BTreeMap<String, ActivationScales>,
+    pub(super) activations: BTreeMap<String, ActivationScales>,
     passed_over: PassedOver,
-    adapters: Vec<MergedAdapter>,
+    pub(super) adapters: Vec<MergedAdapter>,
     changes: Changes,
     notices: Vec<Notice>,
 }
@@ -95,7 +75,8 @@ impl std::fmt::Debug for Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a snapshot directory. Reads headers; weights only where there is a head to compare with the embedding table.
+    /// Opens a snapshot directory. Reads headers, sizes and steps of activations of weights in integers, and weights only where
+    /// there is a head to compare with the embedding table.
     ///
     /// Which tensors the model needs is for the plan of the model to say: see [`check`](Self::check).
     pub fn open(dir: &Path) -> Result<Self> {
@@ -113,6 +94,7 @@ impl Checkpoint {
             unknown: Vec::new(),
             lone_head: None,
             unread,
+            parts: BTreeMap::new(),
             activations: BTreeMap::new(),
             passed_over: PassedOver::default(),
             adapters: Vec::new(),
@@ -151,6 +133,7 @@ impl Checkpoint {
                 check_file(&path)?;
             }
         }
+        checkpoint.settle_codes()?;
         checkpoint.settle_head()?;
         checkpoint.look_around();
         Ok(checkpoint)
@@ -170,6 +153,24 @@ impl Checkpoint {
         };
         let (changes, merged) = adapter::merge(adapters, &base)?;
         (self.changes, self.adapters) = (changes, merged);
+        self.notices
+            .retain(|n| !matches!(n, Notice::OffGrid { .. }));
+        let rounded = self.config.quantization != QuantizationConfig::Absent;
+        let on_grid = |name: &String| {
+            let tensor = self.tensors.get(name);
+            rounded && tensor.is_some_and(|t| t.codes.is_some() || t.shape.len() == 2)
+        };
+        let changed: Vec<String> = self
+            .changes
+            .keys()
+            .filter(|n| on_grid(n))
+            .cloned()
+            .collect();
+        if !changed.is_empty() {
+            self.notices.push(Notice::OffGrid {
+                tensors: folder::listed(&changed),
+            });
+        }
         let folder = |path: &Path| path.parent().and_then(|dir| dir.canonicalize().ok());
         let applied: Vec<_> = adapters.iter().map(|a| folder(a.path())).collect();
         self.notices.retain(|notice| match notice {
@@ -197,8 +198,16 @@ impl Checkpoint {
         paths: &[PathBuf],
         entry: header::Entry,
     ) -> Result<()> {
+        let part = coded::split(&entry, &self.config.quantization);
+        let weight = match &part {
+            Some((weight, part)) if *part != Part::Cache => weight,
+            _ => &entry.name,
+        };
         let counted = &mut self.passed_over;
-        let (name, counter) = match names::classify(&entry.name, self.config.first_shared()) {
+        let (name, counter) = match names::classify(weight, self.config.first_shared()) {
+            Class::Text(_) if matches!(part, Some((_, Part::Cache))) => {
+                (String::new(), Some(&mut counted.other))
+            }
             Class::Text(name) => (name.to_string(), None),
             Class::Head => (HEAD.to_string(), None),
             Class::Vision => (String::new(), Some(&mut counted.vision)),
@@ -214,26 +223,64 @@ impl Checkpoint {
             *counter += 1;
             return Ok(());
         }
+        let twice = |first: usize, tensor: String| Error::DuplicateTensor {
+            tensor,
+            first: paths[first].clone(),
+            second: path.to_path_buf(),
+        };
+        if let Some((_, part)) = part {
+            let parts = self.parts.entry(name).or_default();
+            if let Some(first) = parts
+                .iter()
+                .find(|f| f.part == part && part != Part::Unread)
+            {
+                return Err(twice(first.file, entry.name));
+            }
+            parts.push(Found { part, file, entry });
+            return Ok(());
+        }
         let dtype =
             StoredDType::from_name(&entry.dtype).ok_or_else(|| Error::UnsupportedDtype {
                 path: path.to_path_buf(),
                 tensor: entry.name.clone(),
                 got: entry.dtype.clone(),
+                hint: names::dtype_hint(&entry.dtype).map(str::to_string),
             })?;
         let located = Located {
             full_name: entry.name,
             file,
             dtype,
             shape: entry.shape,
+            codes: None,
         };
         match self.tensors.insert(name.clone(), located) {
             None => Ok(()),
-            Some(first) => Err(Error::DuplicateTensor {
-                tensor: name,
-                first: paths[first.file].clone(),
-                second: path.to_path_buf(),
-            }),
+            Some(first) => Err(twice(first.file, name)),
         }
+    }
+
+    /// Puts the parts of weights together.
+    fn settle_codes(&mut self) -> Result<()> {
+        let files = coded::Files {
+            dir: &self.dir,
+            config: &self.config,
+            files: &self.files,
+        };
+        for (name, numbers) in &self.tensors {
+            files.numbers(name, numbers)?;
+        }
+        let mut made = Vec::new();
+        for (name, parts) in std::mem::take(&mut self.parts) {
+            let (located, scales) = files.weight(&name, parts, self.tensors.get(&name))?;
+            made.push((name, located, scales));
+        }
+        for (name, located, scales) in made {
+            if let Some(scales) = scales {
+                self.activations.insert(name.clone(), scales);
+            }
+            self.tensors.insert(name, located);
+        }
+        Ok(())
     }
 
     /// Decides what the head is. One that repeats the embedding table is passed over, one with other values stays, whatever
@@ -278,6 +325,13 @@ impl Checkpoint {
             self.notices.push(Notice::AdapterNotApplied {
                 path: adapter.path,
                 base: adapter.base,
+            });
+        }
+        if let QuantizationConfig::CompressedTensors(config) = &self.config.quantization
+            && config.rounds_cache
+        {
+            self.notices.push(Notice::CacheNotRounded {
+                dir: self.dir.clone(),
             });
         }
         if !self.unread.is_empty() {
@@ -337,43 +391,49 @@ impl Checkpoint {
         self.view(key, located)
     }
 
-    fn view<'a>(&'a self, name: &'a str, located: &'a Located) -> Result<TensorView<'a>> {
-        let (path, file) = &self.files[located.file];
-        let elements = located.shape.iter().product::<usize>();
-        let bytes = file.get(&located.full_name).map(|v| v.data()).ok();
-        // The header was read twice, once by us and once by candle: a file replaced in between is seen here.
-        let bytes = bytes.filter(|b| b.len() == elements * located.dtype.size());
-        let bytes = bytes.ok_or_else(|| Error::BadTensor {
-            path: path.clone(),
-            tensor: located.full_name.clone(),
-            what: "size",
-            expected: format!(
-                "{} bytes, as when the file was opened",
-                elements * located.dtype.size()
-            ),
-            got: "another".into(),
-        })?;
-        Ok(TensorView {
-            name,
-            shape: located.shape.clone(),
-            raw: Raw::Plain {
+    pub(super) fn view<'a>(
+        &'a self,
+        name: &'a str,
+        located: &'a Located,
+    ) -> Result<TensorView<'a>> {
+        let [of_values, of_steps] = located.bytes();
+        let bytes = self.bytes(located.file, &located.full_name, of_values)?;
+        let raw = match &located.codes {
+            None => Raw::Plain {
                 dtype: located.dtype,
                 bytes,
             },
+            Some(codes) => Raw::Coded(Coded {
+                grid: codes.layout.grid,
+                biased: codes.layout.biased,
+                columns: located.columns(),
+                row_bytes: codes.layout.row_bytes,
+                codes: bytes,
+                step_dtype: located.dtype,
+                steps: self.bytes(codes.steps_file, &codes.steps, of_steps)?,
+            }),
+        };
+        Ok(TensorView {
+            name,
+            shape: located.shape.clone(),
+            raw,
             change: self.changes.get(name),
         })
     }
 
-    /// The steps of the int8 activations around the linear layer of a weight (a text tensor without prefix), in a checkpoint that
-    /// was trained with them. They are a part of the model: without them it computes something else.
-    pub fn activation_scales(&self, tensor: &str) -> Option<ActivationScales> {
-        self.activations.get(tensor).copied()
-    }
-
-    /// Whether any linear layer has [`activation_scales`](Self::activation_scales) that are not 0.
-    pub fn has_activation_scales(&self) -> bool {
-        let mut scales = self.activations.values();
-        scales.any(|s| s.input != 0.0 || s.output != 0.0)
+    /// The data of a tensor by its full name.
+    fn bytes(&self, file: usize, full_name: &str, size: usize) -> Result<&[u8]> {
+        let (path, file) = &self.files[file];
+        let bytes = file.get(full_name).map(|v| v.data()).ok();
+        // The header was read twice, once by us and once by candle: a file replaced in between is seen here.
+        let bytes = bytes.filter(|b| b.len() == size);
+        bytes.ok_or_else(|| Error::BadTensor {
+            path: path.clone(),
+            tensor: full_name.to_string(),
+            what: "size",
+            expected: format!("{size} bytes, as when the file was opened"),
+            got: "another".into(),
+        })
     }
 
     /// How many tensors of the files are not used.
@@ -388,8 +448,8 @@ impl Checkpoint {
 
     /// Bytes of all text tensors.
     pub fn text_bytes(&self) -> u64 {
-        let bytes = |t: &Located| (t.shape.iter().product::<usize>() * t.dtype.size()) as u64;
-        self.tensors.values().map(bytes).sum()
+        let bytes = self.tensors.values().flat_map(Located::bytes);
+        bytes.map(|bytes| bytes as u64).sum()
     }
 
     /// The weight files, in name order.
@@ -405,59 +465,5 @@ impl Checkpoint {
 
     fn token_paths(&self) -> Vec<PathBuf> {
         TOKEN_FILES.iter().map(|name| self.dir.join(name)).collect()
-    }
-
-    /// SHA-256, in hex, of config.json and of every text tensor's name, dtype, shape and bytes in name order: the same
-    /// however the tensors are sharded and prefixed. The bytes of a tensor enter as the SHA-256 of each [`HASHED`] bytes of it,
-    /// so that all threads can work. Reads every weight once. With adapters, the SHA-256 of that and of each adapter's weights
-    /// and config in their order.
-    pub fn fingerprint(&self, progress: &dyn Progress) -> Result<String> {
-        let path = config::path_in(&self.dir)?;
-        let config = std::fs::read(&path).map_err(|source| Error::Io { path, source })?;
-        let mut hash = Sha256::new();
-        hash.update((config.len() as u64).to_le_bytes());
-        hash.update(&config);
-        progress.begin("hash", self.text_bytes());
-        let views = self.tensors.iter();
-        let views: Vec<TensorView<'_>> = views
-            .map(|(name, located)| self.view(name, located))
-            .collect::<Result<_>>()?;
-        let parts = views.iter().flat_map(|v| {
-            let parts = v.file_bytes().into_iter().flat_map(|b| b.chunks(HASHED));
-            parts.enumerate().map(|(i, part)| (v.name, i, part))
-        });
-        let parts: Vec<(&str, usize, &[u8])> = parts.collect();
-        let digests: Vec<[u8; 32]> = parts
-            .into_par_iter()
-            .map(|(name, i, part)| {
-                if i == 0 {
-                    progress.item(name);
-                }
-                prefetch(part);
-                let digest = Sha256::digest(part).into();
-                progress.advance(part.len() as u64);
-                digest
-            })
-            .collect();
-        let mut digests = digests.iter();
-        for view in &views {
-            let head = format!("{}\0{}\0{:?}\0", view.name, view.dtype().name(), view.shape);
-            hash.update((head.len() as u64).to_le_bytes());
-            hash.update(head);
-            let bytes = view.file_bytes().into_iter();
-            let count = bytes.map(|b| b.len().div_ceil(HASHED)).sum();
-            digests.by_ref().take(count).for_each(|d| hash.update(d));
-        }
-        progress.end();
-        let base = adapter::hex(&hash.finalize());
-        if self.adapters.is_empty() {
-            return Ok(base);
-        }
-        let mut hash = Sha256::new_with_prefix(base);
-        for merged in &self.adapters {
-            hash.update(&merged.about.weights_sha256);
-            hash.update(&merged.about.config_sha256);
-        }
-        Ok(adapter::hex(&hash.finalize()))
     }
 }
