@@ -2,7 +2,7 @@
 
 use super::resolve::ResolvedChunk;
 use super::task::Task;
-use crate::bundle::{RowFormat, layout};
+use crate::bundle::layout;
 use crate::checkpoint::Checkpoint;
 use crate::gemma::{ModelPlan, names};
 use crate::quantize::TableScheme;
@@ -57,27 +57,14 @@ pub(in crate::convert) struct TableSpec {
 }
 
 impl TableSpec {
-    pub fn format(&self) -> RowFormat {
-        row_format(self.scheme)
-    }
-
     /// Bytes of data and scales.
     pub fn bytes(&self) -> u64 {
-        let scales = if self.format() == RowFormat::Fp16 {
-            0
-        } else {
-            2
-        };
-        self.rows as u64 * (self.format().row_bytes(self.dim) as u64 + scales)
+        self.rows as u64 * self.scheme.row_bytes(self.dim) as u64 + self.scale_bytes()
     }
-}
 
-/// The bundle's name for a table scheme.
-pub(super) fn row_format(scheme: TableScheme) -> RowFormat {
-    match scheme {
-        TableScheme::RowsInt8 => RowFormat::Int8,
-        TableScheme::RowsInt4 => RowFormat::Int4,
-        TableScheme::RowsFp16 => RowFormat::Fp16,
+    /// Bytes of scales or steps.
+    pub fn scale_bytes(&self) -> u64 {
+        self.rows as u64 * self.scheme.row_scales(self.dim) as u64 * 2
     }
 }
 
@@ -85,7 +72,7 @@ impl<'a> Job<'a> {
     /// All units with their names, in the order they are built.
     pub fn units(&self) -> Vec<(String, Unit<'a>)> {
         let (plan, task) = (self.plan, self.task);
-        let scheme = task.recipe.quantize.tables;
+        let rules = &task.recipe.quantize;
         let package = |(i, chunk): (usize, &'a ResolvedChunk)| {
             let earlier = task.chunks[..i].iter().find(|c| c.has_weights_of(chunk));
             let unit = PackageUnit {
@@ -101,7 +88,7 @@ impl<'a> Job<'a> {
             stem: layout::EMBED_STEM,
             rows: plan.vocab,
             dim: plan.hidden,
-            scheme,
+            scheme: rules.tables,
             factor: plan.embed_scale,
         };
         units.push((layout::EMBED_STEM.to_string(), Unit::Table(embed)));
@@ -111,7 +98,7 @@ impl<'a> Job<'a> {
                 stem: layout::PER_LAYER_STEM,
                 rows: plan.ple_vocab,
                 dim: plan.layers.len() * plan.ple_dim,
-                scheme,
+                scheme: rules.per_layer_tables(),
                 factor: plan.ple_embed_scale,
             };
             units.push((layout::PER_LAYER_STEM.to_string(), Unit::Table(table)));
@@ -149,9 +136,9 @@ impl<'a> Job<'a> {
     pub fn tops(&self, name: &str, unit: &Unit<'_>) -> Vec<String> {
         match unit {
             Unit::Package(_) | Unit::TokenFiles => vec![name.to_string()],
-            Unit::Table(spec) => [layout::table_data(spec.stem, spec.format())]
+            Unit::Table(spec) => [layout::table_data(spec.stem, spec.scheme)]
                 .into_iter()
-                .chain(layout::table_scales(spec.stem, spec.format()))
+                .chain(layout::table_scales(spec.stem, spec.scheme))
                 .collect(),
             Unit::PerLayer => [layout::PER_LAYER_PROJECTION, layout::PER_LAYER_NORM]
                 .map(str::to_string)

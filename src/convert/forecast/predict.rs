@@ -113,9 +113,9 @@ impl Job<'_> {
         match unit {
             Unit::Package(_) => {}
             Unit::Table(spec) => {
-                let data = layout::table_data(spec.stem, spec.format());
-                let scales = layout::table_scales(spec.stem, spec.format());
-                let scale_bytes = scales.as_ref().map_or(0, |_| spec.rows as u64 * 2);
+                let data = layout::table_data(spec.stem, spec.scheme);
+                let scales = layout::table_scales(spec.stem, spec.scheme);
+                let scale_bytes = spec.scale_bytes();
                 let size = (spec.rows as u64 * spec.dim as u64, spec.bytes());
                 let exact = spec.scheme == TableScheme::RowsFp16
                     && self.is_fp16(spec.tensor, &[spec.rows, spec.dim])?;
