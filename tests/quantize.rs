@@ -1,7 +1,7 @@
 //! The number formats against what coremltools 9.0 made of the same matrices
 //! (`data/quantize/coremltools.safetensors`, written by `data/quantize/make.py`).
 
-use gemma_coreml::quantize::linear::{quantize_int4_block, quantize_int8_channel};
+use gemma_coreml::quantize::linear::quantize_symmetric;
 use gemma_coreml::quantize::scheme::PALETTE_BITS;
 use gemma_coreml::quantize::{
     Scratch, palettize_group, palettize_sparse, palettize_vectors, scale_luts,
@@ -179,16 +179,18 @@ fn integers_are_those_of_coremltools() {
     let golden = Golden::read();
     for name in ["full", "edge"] {
         let (shape, weights) = golden.f16s(name);
-        for (kind, len) in [("int8", shape[1]), ("int4", 32)] {
-            let quantize = match kind {
-                "int8" => quantize_int8_channel,
-                _ => quantize_int4_block,
-            };
+        let forms = [
+            ("int8", 8, shape[1]),
+            ("int4", 4, 32),
+            ("int4_channel", 4, shape[1]),
+            ("int8_block", 8, 32),
+        ];
+        for (kind, nbits, len) in forms {
             let theirs = golden.i8s(&format!("{name}.{kind}"));
             let (_, scales) = golden.f16s(&format!("{name}.{kind}_scale"));
             let mut out = vec![0; len];
             for (i, block) in weights.chunks_exact(len).enumerate() {
-                let scale = quantize(block, &mut out).unwrap();
+                let scale = quantize_symmetric(block, nbits, &mut out).unwrap();
                 assert_eq!(
                     scale.to_bits(),
                     scales[i].to_bits(),

@@ -12,7 +12,7 @@ pub enum Error {
     #[error(
         "unknown scheme \"{text}\": {reason}; expected fp16, palette{{1,2,3,4,6,8}}-g<channels>, \
          palette{{1,2,3,4,6,8}}-tensor, either with -v2, -v4, \
-         -sparse<percent> or -lut8, int8-channel or int4-block<size>"
+         -sparse<percent> or -lut8, int{{4,8}}-channel or int{{4,8}}-block<size>, either with -full"
     )]
     Scheme {
         /// What was given.
@@ -34,6 +34,12 @@ pub enum Error {
     /// A bit width that has no Core ML type.
     #[error("{nbits} bits per weight: expected 1, 2, 3, 4, 6 or 8")]
     Bits {
+        /// What was given.
+        nbits: u8,
+    },
+    /// A width that integers with scales do not have.
+    #[error("integers of {nbits} bits: expected 4 or 8")]
+    LinearBits {
         /// What was given.
         nbits: u8,
     },

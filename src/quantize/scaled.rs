@@ -4,7 +4,7 @@
 use half::f16;
 
 use super::error::Result;
-use super::linear::quantize_int8_channel;
+use super::linear::quantize_symmetric;
 use super::palette::Lut;
 
 /// The tables of a tensor in int8.
@@ -22,7 +22,7 @@ pub struct ScaledLuts {
 pub fn scale_luts(luts: &[Lut]) -> Result<ScaledLuts> {
     let entries: Vec<f16> = luts.iter().flat_map(Lut::entries).copied().collect();
     let mut all = vec![0i8; entries.len()];
-    let scale = quantize_int8_channel(&entries, &mut all)?;
+    let scale = quantize_symmetric(&entries, 8, &mut all)?;
     let stored = |code: i8| f16::from_f32(f32::from(code) * scale.to_f32());
     let mut out = ScaledLuts {
         codes: Vec::with_capacity(all.len()),

@@ -54,10 +54,29 @@ pub enum Scheme {
         /// What entries and indices are.
         form: PaletteForm,
     },
-    /// Symmetric int8 with one fp16 scale per output channel.
-    Int8Channel,
-    /// Symmetric int4 with one fp16 scale per this many consecutive inputs of an output channel.
-    Int4Block(usize),
+    /// Integers times fp16 steps. Written `int4-channel`, `int8-block32`, with `-full` where the range is the whole.
+    Linear {
+        /// 4 or 8.
+        nbits: u8,
+        /// Consecutive inputs of an output channel that share a step; all of them where `None`.
+        block: Option<usize>,
+        /// Which integers there are.
+        range: IntRange,
+    },
+}
+
+/// Widths of the integers of [`Scheme::Linear`].
+pub const LINEAR_BITS: [u8; 2] = [4, 8];
+
+/// Which integers a linear scheme uses, and where they come from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum IntRange {
+    /// `-7 ..= 7` or `-127 ..= 127`, always computed, as coremltools' `linear_symmetric` does.
+    #[default]
+    Symmetric,
+    /// Written `-full`: `-8 ..= 7` or `-128 ..= 127`. Integers and steps that a checkpoint gives, or that its values lie on, are
+    /// kept; others are computed.
+    Full,
 }
 
 impl Scheme {
@@ -78,7 +97,7 @@ impl Scheme {
                 }
                 Ok(groups)
             }
-            Scheme::Int8Channel | Scheme::Int4Block(_) => Ok(channels),
+            Scheme::Linear { .. } => Ok(channels),
         }
     }
 
@@ -86,8 +105,28 @@ impl Scheme {
     /// Errors when they do not divide.
     pub fn input_blocks(&self, inputs: usize) -> Result<usize> {
         match *self {
-            Scheme::Int4Block(block) => divide("input channels", inputs, block),
+            Scheme::Linear {
+                block: Some(block), ..
+            } => divide("input channels", inputs, block),
             _ => Ok(1),
+        }
+    }
+
+    /// Whether integers of `nbits` with a step for every `block` of `inputs` inputs are stored as they are, if nothing but the
+    /// steps is scaled.
+    pub fn keeps(&self, nbits: u8, block: usize, inputs: usize) -> bool {
+        match *self {
+            Scheme::Linear {
+                nbits: own,
+                block: shared,
+                range: IntRange::Full,
+            } => nbits <= own && block.is_multiple_of(shared.unwrap_or(inputs)),
+            Scheme::Palette {
+                nbits: own,
+                group: Grouping::Channels(1),
+                form: PaletteForm::Scalar,
+            } => nbits <= own && block == inputs,
+            _ => false,
         }
     }
 }
@@ -115,8 +154,20 @@ impl fmt::Display for Scheme {
                     PaletteForm::Lut8 => f.write_str("-lut8"),
                 }
             }
-            Scheme::Int8Channel => f.write_str("int8-channel"),
-            Scheme::Int4Block(n) => write!(f, "int4-block{n}"),
+            Scheme::Linear {
+                nbits,
+                block,
+                range,
+            } => {
+                match block {
+                    None => write!(f, "int{nbits}-channel")?,
+                    Some(n) => write!(f, "int{nbits}-block{n}")?,
+                }
+                match range {
+                    IntRange::Symmetric => Ok(()),
+                    IntRange::Full => f.write_str("-full"),
+                }
+            }
         }
     }
 }
@@ -132,14 +183,8 @@ impl FromStr for Scheme {
         if text == "fp16" {
             return Ok(Scheme::Fp16);
         }
-        if text == "int8-channel" {
-            return Ok(Scheme::Int8Channel);
-        }
-        if let Some(block) = text.strip_prefix("int4-block") {
-            return match positive(block) {
-                Some(n) => Ok(Scheme::Int4Block(n)),
-                None => Err(wrong("the block size is not a positive number")),
-            };
+        if let Some((bits, rest)) = text.strip_prefix("int").and_then(|t| t.split_once('-')) {
+            return linear(bits, rest).map_err(wrong);
         }
         let rest = text
             .strip_prefix("palette")
@@ -164,6 +209,28 @@ impl FromStr for Scheme {
         };
         Ok(Scheme::Palette { nbits, group, form })
     }
+}
+
+/// A linear scheme: what stands between `int` and the first dash, and behind it.
+fn linear(bits: &str, rest: &str) -> std::result::Result<Scheme, &'static str> {
+    let nbits = positive(bits).and_then(|n| u8::try_from(n).ok());
+    let nbits = nbits.filter(|n| LINEAR_BITS.contains(n));
+    let nbits = nbits.ok_or("integers have 4 or 8 bits")?;
+    let (shared, range) = match rest.split_once('-') {
+        None => (rest, IntRange::Symmetric),
+        Some((shared, "full")) => (shared, IntRange::Full),
+        Some(_) => return Err("the range is -full, or not written"),
+    };
+    let block = match shared.strip_prefix("block") {
+        _ if shared == "channel" => None,
+        Some(size) => Some(positive(size).ok_or("the block size is not a positive number")?),
+        None => return Err("who shares a step is neither channel nor block<inputs>"),
+    };
+    Ok(Scheme::Linear {
+        nbits,
+        block,
+        range,
+    })
 }
 
 /// The form that stands behind the grouping; at most one.
@@ -228,6 +295,12 @@ mod tests {
             "palette4-g32-lut8",
             "int8-channel",
             "int4-block32",
+            "int4-channel",
+            "int8-block64",
+            "int4-channel-full",
+            "int4-block32-full",
+            "int8-channel-full",
+            "int8-block32-full",
         ] {
             assert_eq!(text.parse::<Scheme>().unwrap().to_string(), text);
         }
@@ -257,12 +330,58 @@ mod tests {
             ("palette+4-g32", "bits"),
             ("int4-block", "block size"),
             ("int4-block0", "block size"),
+            ("int4-block032", "block size"),
+            ("int4-block-full", "block size"),
+            ("int4-channel32", "neither"),
+            ("int4-tensor", "neither"),
+            ("int2-channel", "4 or 8"),
+            ("int04-channel", "4 or 8"),
+            ("int-channel", "4 or 8"),
+            ("int4-channel-half", "range"),
+            ("int4-block32-full-full", "range"),
+            ("int4-", "neither"),
             ("int8", "no such format"),
             ("", "no such format"),
         ] {
             let message = text.parse::<Scheme>().unwrap_err().to_string();
             assert!(message.contains(hint), "{text}: {message}");
             assert!(message.contains("palette{1,2,3,4,6,8}-g"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_grid_is_kept_by_wide_integers_with_steps_as_dense() {
+        let keeps = |text: &str, nbits, block| {
+            let scheme: Scheme = text.parse().unwrap();
+            scheme.keeps(nbits, block, 96)
+        };
+        for (text, nbits, block) in [
+            ("int4-block32-full", 4, 32),
+            ("int4-block32-full", 2, 96),
+            ("int4-block16-full", 4, 48),
+            ("int8-block32-full", 4, 32),
+            ("int8-channel-full", 8, 96),
+            ("int4-channel-full", 2, 96),
+            ("palette4-g1", 4, 96),
+            ("palette6-g1", 2, 96),
+        ] {
+            assert!(keeps(text, nbits, block), "{text} {nbits} {block}");
+        }
+        for (text, nbits, block) in [
+            ("int4-block32-full", 8, 32),
+            ("int4-block32-full", 4, 48),
+            ("int4-block32-full", 4, 16),
+            ("int8-channel-full", 4, 32),
+            ("int4-block32", 4, 32),
+            ("int8-channel", 4, 96),
+            ("palette4-g1", 4, 32),
+            ("palette4-g1", 8, 96),
+            ("palette4-g2", 4, 96),
+            ("palette4-tensor", 4, 96),
+            ("palette4-g1-lut8", 4, 96),
+            ("fp16", 4, 32),
+        ] {
+            assert!(!keeps(text, nbits, block), "{text} {nbits} {block}");
         }
     }
 

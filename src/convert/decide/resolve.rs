@@ -261,15 +261,11 @@ fn storage(binding: &WeightBinding, scheme: Scheme) -> Storage {
                 PaletteForm::Lut8 => Storage::PaletteInt8 { nbits, lut_shape },
             }
         }
-        Scheme::Int8Channel => Storage::Blockwise {
-            data: DType::Int8,
-            scale_shape: ones(outputs, 1),
-            offset: false,
-        },
-        Scheme::Int4Block(block) => {
-            let blocks = shape.get(1).copied().unwrap_or(1) / block.max(1);
+        Scheme::Linear { nbits, block, .. } => {
+            let inputs = shape.get(1).copied().unwrap_or(1);
+            let blocks = block.map_or(1, |block| inputs / block.max(1));
             Storage::Blockwise {
-                data: DType::Int4,
+                data: if nbits == 4 { DType::Int4 } else { DType::Int8 },
                 scale_shape: ones(outputs, blocks),
                 offset: false,
             }

@@ -47,7 +47,6 @@ pub(super) fn stream(
                 PaletteForm::Lut8 => tiler.scaled_groups(nbits, length),
             }
         }
-        Scheme::Int8Channel => tiler.linear(8, inputs, inputs),
-        Scheme::Int4Block(block) => tiler.linear(4, inputs, block),
+        Scheme::Linear { nbits, block, .. } => tiler.linear(nbits, inputs, block.unwrap_or(inputs)),
     }
 }

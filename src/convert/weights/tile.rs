@@ -9,7 +9,7 @@ use crate::convert::error::{Error, Result};
 use crate::convert::limits::TILE;
 use crate::package::Part;
 use crate::progress::Progress;
-use crate::quantize::linear::{add_errors, quantize_int4_block, quantize_int8_channel};
+use crate::quantize::linear::{add_errors, quantize_symmetric};
 use crate::quantize::{BitPacker, ErrorStats, GroupResult, Scratch};
 use half::f16;
 use rayon::prelude::*;
@@ -351,10 +351,7 @@ fn linear_row(
     let integers: &mut [i8] = bytemuck::cast_slice_mut(codes);
     let blocks = row.chunks(block).zip(integers.chunks_mut(block));
     for ((values, out), scale) in blocks.zip(scales) {
-        *scale = match nbits {
-            8 => quantize_int8_channel(values, out)?,
-            _ => quantize_int4_block(values, out)?,
-        };
+        *scale = quantize_symmetric(values, nbits, out)?;
         add_errors(values, out, *scale, &mut stats);
     }
     if nbits < 8 {

@@ -14,6 +14,7 @@ Tensors (fp16 unless said otherwise; one group per matrix where the matrix is pa
     edge                rows that are zero, subnormal, constant, outliers, exact halves
     NAME.int8, NAME.int8_scale    int8 per channel (int8, fp16), for full and edge
     NAME.int4, NAME.int4_scale    int4 per block of 32 (int8, one per byte; fp16)
+    NAME.int4_channel, NAME.int8_block, and their _scale    int4 per channel, int8 per block of 32
 """
 
 import logging
@@ -120,6 +121,8 @@ def main():
         weights = tensors[name]
         tensors[f"{name}.int8"], tensors[f"{name}.int8_scale"] = integers(weights, "int8", [1, 0])
         tensors[f"{name}.int4"], tensors[f"{name}.int4_scale"] = integers(weights, "int4", [1, 32])
+        tensors[f"{name}.int4_channel"], tensors[f"{name}.int4_channel_scale"] = integers(weights, "int4", [1, 0])
+        tensors[f"{name}.int8_block"], tensors[f"{name}.int8_block_scale"] = integers(weights, "int8", [1, 32])
     tensors = {name: np.ascontiguousarray(t) for name, t in tensors.items()}
     save_file(tensors, Path(__file__).with_name("coremltools.safetensors"))
     for name, t in sorted(tensors.items()):
