@@ -204,7 +204,8 @@ mod tests {
             .flat_map(|&s| f16::from_f32(s).to_le_bytes())
             .collect();
         write(dir.path(), "embed_tokens_scales.bin", &scales);
-        let table = RowTable::open(dir.path(), "embed_tokens", TableScheme::RowsInt8, 2, 3).unwrap();
+        let table =
+            RowTable::open(dir.path(), "embed_tokens", TableScheme::RowsInt8, 2, 3).unwrap();
         let mut row = [0f32; 3];
         table.row(0, 8.0, &mut row).unwrap();
         // 127 * (0.5 / 127) * 8 = 4; 1 * (0.5 / 127) * 8 = 0.031496 -> nearest fp16
@@ -284,7 +285,10 @@ mod tests {
         table.row(0, 1.0, &mut row).unwrap();
         assert_eq!(row, [-256.0, 254.0, 100.0, -100.0]);
         let error = open("rows-int8-block2", 1, 6).unwrap_err().to_string();
-        assert!(error.contains("t_q8.bin: expected 6 bytes (1 rows of 6), got 4"), "{error}");
+        assert!(
+            error.contains("t_q8.bin: expected 6 bytes (1 rows of 6), got 4"),
+            "{error}"
+        );
         write(dir.path(), "t_steps.bin", &[0; 5]);
         let error = open("rows-int8-block2", 1, 4).unwrap_err().to_string();
         assert!(
@@ -292,7 +296,10 @@ mod tests {
             "{error}"
         );
         let error = open("rows-int8-block3", 1, 4).unwrap_err().to_string();
-        assert!(error.contains("t: table format rows-int8-block3: 4 values"), "{error}");
+        assert!(
+            error.contains("t: table format rows-int8-block3: 4 values"),
+            "{error}"
+        );
         std::fs::remove_file(dir.path().join("t_steps.bin")).unwrap();
         let error = open("rows-int8-block2", 1, 4).unwrap_err();
         assert!(matches!(&error, Error::Missing { path, .. } if path.ends_with("t_steps.bin")));

@@ -178,7 +178,10 @@ mod tests {
         let step = quantize_block(&[1e-4, -2e-5], 4, &mut out).unwrap();
         assert_eq!((step, out), (MIN_SCALE, [2, 0]));
         for nbits in [0, 1, 3, 6, 16] {
-            assert_eq!(quantize_block(&[1.0; 2], nbits, &mut out), Err(Error::Bits { nbits }));
+            assert_eq!(
+                quantize_block(&[1.0; 2], nbits, &mut out),
+                Err(Error::Bits { nbits })
+            );
         }
         let error = quantize_block(&[1.0, f32::NAN], 4, &mut out).unwrap_err();
         assert!(matches!(error, Error::NotFinite { index: 1, .. }));

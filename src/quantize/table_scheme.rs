@@ -23,7 +23,9 @@ pub const STEP_BITS: [u8; 3] = [2, 4, 8];
 
 /// How the rows of an embedding table are stored. Written `rows-int8`, `rows-int4`, `rows-fp16`, `rows-int4-block32`,
 /// `rows-int2-row`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
 #[serde(try_from = "String", into = "String")]
 pub enum TableScheme {
     /// One int8 per element and an fp16 scale per row, 127 times the step: the published form.
@@ -207,7 +209,10 @@ mod tests {
         ] {
             let scheme: TableScheme = text.parse().unwrap();
             scheme.check(dim).unwrap();
-            assert_eq!((scheme.row_bytes(dim), scheme.row_scales(dim)), (bytes, scales));
+            assert_eq!(
+                (scheme.row_bytes(dim), scheme.row_scales(dim)),
+                (bytes, scales)
+            );
         }
         let scheme: TableScheme = "rows-int4-block32".parse().unwrap();
         for dim in [1, 31, 33, 48] {

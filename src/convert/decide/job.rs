@@ -4,8 +4,10 @@ use super::resolve::ResolvedChunk;
 use super::task::Task;
 use crate::bundle::layout;
 use crate::checkpoint::Checkpoint;
+use crate::convert::error::{Error, Result};
 use crate::gemma::{ModelPlan, names};
 use crate::quantize::TableScheme;
+use crate::recipe::QuantRules;
 
 /// Everything that decides a bundle.
 pub(in crate::convert) struct Job<'a> {
@@ -68,11 +70,52 @@ impl TableSpec {
     }
 }
 
+/// The tables of a model, in the order they are built.
+fn tables(plan: &ModelPlan, rules: &QuantRules) -> Vec<TableSpec> {
+    let mut tables = vec![TableSpec {
+        tensor: names::EMBED,
+        stem: layout::EMBED_STEM,
+        rows: plan.vocab,
+        dim: plan.hidden,
+        scheme: rules.tables,
+        factor: plan.embed_scale,
+    }];
+    if plan.ple_dim > 0 {
+        tables.push(TableSpec {
+            tensor: names::PER_LAYER_EMBED,
+            stem: layout::PER_LAYER_STEM,
+            rows: plan.ple_vocab,
+            dim: plan.layers.len() * plan.ple_dim,
+            scheme: rules.per_layer_tables(),
+            factor: plan.ple_embed_scale,
+        });
+    }
+    tables
+}
+
+/// Whether the rows of a model's tables divide into the blocks of their schemes.
+///
+/// # Errors
+/// [`Error::TableDoesNotFit`].
+pub(super) fn check_tables(plan: &ModelPlan, rules: &QuantRules) -> Result<()> {
+    for spec in tables(plan, rules) {
+        let own = spec.tensor == names::PER_LAYER_EMBED && rules.per_layer_tables.is_some();
+        let wrong = |source| Error::TableDoesNotFit {
+            tensor: spec.tensor,
+            shape: [spec.rows, spec.dim],
+            scheme: spec.scheme,
+            key: if own { "per_layer_tables" } else { "tables" },
+            source,
+        };
+        spec.scheme.check(spec.dim).map_err(wrong)?;
+    }
+    Ok(())
+}
+
 impl<'a> Job<'a> {
     /// All units with their names, in the order they are built.
     pub fn units(&self) -> Vec<(String, Unit<'a>)> {
         let (plan, task) = (self.plan, self.task);
-        let rules = &task.recipe.quantize;
         let package = |(i, chunk): (usize, &'a ResolvedChunk)| {
             let earlier = task.chunks[..i].iter().find(|c| c.has_weights_of(chunk));
             let unit = PackageUnit {
@@ -83,25 +126,10 @@ impl<'a> Job<'a> {
         };
         let chunks = task.chunks.iter().enumerate();
         let mut units: Vec<(String, Unit<'a>)> = chunks.map(package).collect();
-        let embed = TableSpec {
-            tensor: names::EMBED,
-            stem: layout::EMBED_STEM,
-            rows: plan.vocab,
-            dim: plan.hidden,
-            scheme: rules.tables,
-            factor: plan.embed_scale,
-        };
-        units.push((layout::EMBED_STEM.to_string(), Unit::Table(embed)));
+        for spec in tables(plan, &task.recipe.quantize) {
+            units.push((spec.stem.to_string(), Unit::Table(spec)));
+        }
         if plan.ple_dim > 0 {
-            let table = TableSpec {
-                tensor: names::PER_LAYER_EMBED,
-                stem: layout::PER_LAYER_STEM,
-                rows: plan.ple_vocab,
-                dim: plan.layers.len() * plan.ple_dim,
-                scheme: rules.per_layer_tables(),
-                factor: plan.ple_embed_scale,
-            };
-            units.push((layout::PER_LAYER_STEM.to_string(), Unit::Table(table)));
             units.push(("per_layer".to_string(), Unit::PerLayer));
         }
         units.push(("rope".to_string(), Unit::Rope));

@@ -2,6 +2,7 @@
 
 use super::activations;
 use super::base::Base;
+use super::job::check_tables;
 use super::resolve::{ResolvedChunk, resolve};
 use crate::bundle::provenance::RecipeRecord;
 use crate::bundle::{files, layout};
@@ -105,6 +106,7 @@ impl Task {
         calibration: Option<Arc<Stats>>,
         options: &Options,
     ) -> Result<Self> {
+        check_tables(plan, &recipe.quantize)?;
         Ok(Task {
             recipe: recipe.clone(),
             packages: BTreeMap::new(),
