@@ -120,6 +120,45 @@ pub struct TensorRecord {
     pub sqnr_db: Option<f64>,
     /// Largest |w - w'|.
     pub max_abs_error: f64,
+    /// Integers and steps that the scheme was to keep; absent where it keeps none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub grid: Option<GridRecord>,
+}
+
+/// What became of the integers and steps of a tensor, in groups of weights that are stored with one step or table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GridRecord {
+    /// Bits of the integers.
+    pub nbits: u8,
+    /// Inputs that share a step; absent where all inputs of an output channel do.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub block: Option<usize>,
+    /// Whether the checkpoint holds the integers. Otherwise they were looked for in its numbers.
+    pub given: bool,
+    /// Groups.
+    pub groups: u64,
+    /// Those whose integers were kept.
+    pub on: u64,
+    /// Those that lie on no such grid, or whose grid the scheme does not hold: their integers were computed anew.
+    pub off: u64,
+    /// Of those that were kept, the groups whose step has no exact fp16 value: none for which the products round to the
+    /// checkpoint's numbers, or, for given integers, none that is the step (in a table, that gives every product).
+    pub inexact: u64,
+}
+
+impl GridRecord {
+    /// Whether all integers were kept.
+    pub fn is_kept(&self) -> bool {
+        self.off == 0
+    }
+
+    /// `int4 grid of 32`, `int2 grid per channel`.
+    pub fn name(&self) -> String {
+        match self.block {
+            Some(block) => format!("int{} grid of {block}", self.nbits),
+            None => format!("int{} grid per channel", self.nbits),
+        }
+    }
 }
 
 /// One file as it was written.

@@ -161,6 +161,18 @@ pub enum Error {
         /// The factor.
         factor: f32,
     },
+    /// Integers of the checkpoint whose products with their step are beyond fp16.
+    #[error(
+        "tensor {tensor}, from element {element}: integers times their step of {step} are beyond the range of fp16 (65504)"
+    )]
+    StepRange {
+        /// HF name.
+        tensor: String,
+        /// Where the group begins.
+        element: usize,
+        /// The step, with the factor of its row.
+        step: f64,
+    },
     /// A row of a table, once scaled, is beyond fp16.
     #[error(
         "tensor {tensor}: row {row}: {value} times {factor} is beyond the range of fp16 (65504)"

@@ -45,6 +45,14 @@ pub fn recover(weights: &[f32], codes: &mut [i8]) -> Result<Option<Step>> {
     ))
 }
 
+/// The fp16 value nearest to `step * factor * q`, rounded once, and whether it is that product. The magnitude of `q` is at most
+/// 256, so that the product is exact in f64 unless `factor` has more than 21 digits.
+pub fn fp16_product(step: f32, factor: f32, q: i16) -> (f16, bool) {
+    let product = f64::from(step) * f64::from(q) * f64::from(factor);
+    let value = nearest(product);
+    (value, value.to_f64() == product)
+}
+
 #[inline(always)]
 fn on_grid(weights: &[f32], codes: &mut [i8]) -> Option<Step> {
     let max = largest(weights)?;

@@ -234,6 +234,7 @@ mod tests {
             bits_per_weight: 4.0,
             sqnr_db,
             max_abs_error: 0.0,
+            grid: None,
         };
         let energies =
             BTreeMap::from([("a".into(), 1000.0), ("b".into(), 10.0), ("c".into(), 90.0)]);

@@ -155,6 +155,7 @@ pub(in crate::convert) fn tensor_record(
         bits_per_weight: rounded(8.0 * size.1 as f64 / size.0.max(1) as f64),
         sqnr_db: sqnr.is_finite().then(|| rounded(sqnr)),
         max_abs_error: rounded(stats.max_abs),
+        grid: None,
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod forms;
 mod input;
+mod kept;
 mod levers;
 mod measure;
 mod source;

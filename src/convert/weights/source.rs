@@ -71,8 +71,9 @@ impl<'a> Weights<'a> {
         let input = Input::new(view, matrix(binding)[1], factors);
         let write = &mut |part, bytes: &[u8]| sink.write(part, bytes);
         let buffers = &mut self.buffers;
-        let stats = stream(&input, weight, &tuning, buffers, self.progress, write)?;
-        self.records.push(record(weight, &stats));
+        let (stats, grid) = stream(&input, weight, &tuning, buffers, self.progress, write)?;
+        let record = record(weight, &stats);
+        self.records.push(TensorRecord { grid, ..record });
         Ok(())
     }
 }

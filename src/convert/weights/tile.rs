@@ -26,7 +26,7 @@ pub(super) type Sink<'a> = &'a mut dyn FnMut(Part, &[u8]) -> std::io::Result<()>
 /// Buffers that are kept from tensor to tensor.
 #[derive(Default)]
 pub(super) struct Buffers {
-    floats: Vec<f32>,
+    pub floats: Vec<f32>,
     pub values: Vec<f16>,
     pub codes: Vec<u8>,
     pub bytes: Vec<u8>,

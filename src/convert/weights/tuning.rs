@@ -24,6 +24,11 @@ pub(super) struct Tuning {
 }
 
 impl Tuning {
+    /// Whether palettes are fitted by the weights alone.
+    pub fn is_by_weights(&self) -> bool {
+        self.inputs.is_none() && self.rows.is_none() && self.moments.is_none()
+    }
+
     /// Palettizes a group of whole rows of `inputs` weights, `first` being the first of them.
     pub fn palettize(
         &self,
