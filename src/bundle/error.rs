@@ -54,19 +54,6 @@ pub enum Error {
         /// Bytes it has.
         got: u64,
     },
-    /// The rows of a table do not divide into the blocks of its format.
-    #[error(
-        "{table}: table format {format}: {source}\n\
-         hint: model_config.json names the format that the tables were written in: table_format, per_layer_table_format"
-    )]
-    TableFormat {
-        /// The stem of the table's files.
-        table: String,
-        /// The format.
-        format: crate::quantize::TableScheme,
-        /// What is wrong.
-        source: crate::quantize::Error,
-    },
     /// A file is not an fp16 table in npy version 1.
     #[error("{path}: not an fp16 table in npy version 1: {reason}")]
     Npy {

@@ -79,7 +79,7 @@ pub fn table_data(stem: &str, format: TableScheme) -> String {
         TableScheme::RowsInt8 => format!("{stem}_q8.bin"),
         TableScheme::RowsInt4 => format!("{stem}_q4.bin"),
         TableScheme::RowsFp16 => format!("{stem}_fp16.bin"),
-        TableScheme::RowsSteps { nbits, .. } => format!("{stem}_q{nbits}.bin"),
+        TableScheme::RowsSteps { bits, .. } => format!("{stem}_q{}.bin", bits.count()),
     }
 }
 

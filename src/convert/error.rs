@@ -56,23 +56,6 @@ pub enum Error {
         /// Which axis does not divide.
         source: crate::quantize::Error,
     },
-    /// A table does not divide into the blocks of its scheme.
-    #[error(
-        "table {tensor} {shape:?}: scheme {scheme} does not fit: {source}\n\
-         hint: choose another block for `{key}` in the recipe's [quantize], or a step a row: rows-int4-row"
-    )]
-    TableDoesNotFit {
-        /// Name without prefix.
-        tensor: &'static str,
-        /// Rows, and values of a row.
-        shape: [usize; 2],
-        /// The scheme chosen for it.
-        scheme: crate::quantize::TableScheme,
-        /// What chose it.
-        key: &'static str,
-        /// What does not divide.
-        source: crate::quantize::Error,
-    },
     /// A key of the recipe that does nothing for a scheme.
     #[error(
         "tensor {tensor}: `{key}` is not for {scheme}\n\

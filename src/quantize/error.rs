@@ -52,7 +52,7 @@ pub enum Error {
     /// Channels (or inputs) that do not split into whole groups (or blocks).
     #[error("{len} {what} do not divide into groups of {group}")]
     NotDivisible {
-        /// "output channels", "input channels" or "channels of a group", "weights of a group", "values of a row".
+        /// "output channels", "input channels" or "channels of a group", "weights of a group".
         what: &'static str,
         /// Length of the axis.
         len: usize,

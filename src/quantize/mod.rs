@@ -44,5 +44,5 @@ pub use scheme::{Grouping, IntRange, PaletteForm, Scheme};
 pub use shared::SharedPalettes;
 pub use sparse::palettize_sparse;
 pub use stats::ErrorStats;
-pub use table_scheme::{RowBlock, TableScheme};
+pub use table_scheme::{RowBlock, StepBits, TableScheme};
 pub use vector::palettize_vectors;

@@ -1,6 +1,7 @@
 //! How the rows of a table are stored: names, sizes.
 
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -14,12 +15,31 @@ use super::scheme::positive;
 pub enum RowBlock {
     /// All.
     Row,
-    /// This many consecutive ones, which divide the row.
-    Values(usize),
+    /// This many consecutive ones; the last of a row may be fewer.
+    Values(NonZeroUsize),
 }
 
-/// Widths of the integers of [`TableScheme::RowsSteps`].
-pub const STEP_BITS: [u8; 3] = [2, 4, 8];
+/// Bits of the integers of [`TableScheme::RowsSteps`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum StepBits {
+    /// -2 ..= 1.
+    Two,
+    /// -8 ..= 7.
+    Four,
+    /// -128 ..= 127.
+    Eight,
+}
+
+impl StepBits {
+    /// 2, 4 or 8.
+    pub fn count(self) -> u8 {
+        match self {
+            StepBits::Two => 2,
+            StepBits::Four => 4,
+            StepBits::Eight => 8,
+        }
+    }
+}
 
 /// How the rows of an embedding table are stored. Written `rows-int8`, `rows-int4`, `rows-fp16`, `rows-int4-block32`,
 /// `rows-int2-row`.
@@ -37,8 +57,8 @@ pub enum TableScheme {
     RowsFp16,
     /// Written `rows-int4-block32`, `rows-int4-row`: integers in two's complement and fp16 steps; a value is the product.
     RowsSteps {
-        /// One of [`STEP_BITS`].
-        nbits: u8,
+        /// 2, 4 or 8.
+        bits: StepBits,
         /// Who shares a step.
         block: RowBlock,
     },
@@ -51,7 +71,7 @@ impl TableScheme {
             TableScheme::RowsInt8 => dim,
             TableScheme::RowsInt4 => packed_len(dim, 4),
             TableScheme::RowsFp16 => dim * 2,
-            TableScheme::RowsSteps { nbits, .. } => packed_len(dim, nbits),
+            TableScheme::RowsSteps { bits, .. } => packed_len(dim, bits.count()),
         }
     }
 
@@ -60,7 +80,7 @@ impl TableScheme {
         match self {
             TableScheme::RowsInt8 | TableScheme::RowsInt4 => 1,
             TableScheme::RowsFp16 => 0,
-            TableScheme::RowsSteps { .. } => dim / self.block(dim),
+            TableScheme::RowsSteps { .. } => dim.div_ceil(self.block(dim)),
         }
     }
 
@@ -70,29 +90,8 @@ impl TableScheme {
             TableScheme::RowsSteps {
                 block: RowBlock::Values(n),
                 ..
-            } => n,
+            } => n.get(),
             _ => dim.max(1),
-        }
-    }
-
-    /// Whether rows of `dim` values divide into blocks, and there are integers of that width.
-    ///
-    /// # Errors
-    /// [`Error::NotDivisible`], [`Error::Bits`].
-    pub fn check(self, dim: usize) -> Result<()> {
-        if let TableScheme::RowsSteps { nbits, .. } = self
-            && !STEP_BITS.contains(&nbits)
-        {
-            return Err(Error::Bits { nbits });
-        }
-        let group = self.block(dim);
-        match group > 0 && dim.is_multiple_of(group) {
-            true => Ok(()),
-            false => Err(Error::NotDivisible {
-                what: "values of a row",
-                len: dim,
-                group,
-            }),
         }
     }
 }
@@ -103,9 +102,9 @@ impl fmt::Display for TableScheme {
             TableScheme::RowsInt8 => f.write_str("rows-int8"),
             TableScheme::RowsInt4 => f.write_str("rows-int4"),
             TableScheme::RowsFp16 => f.write_str("rows-fp16"),
-            TableScheme::RowsSteps { nbits, block } => match block {
-                RowBlock::Row => write!(f, "rows-int{nbits}-row"),
-                RowBlock::Values(n) => write!(f, "rows-int{nbits}-block{n}"),
+            TableScheme::RowsSteps { bits, block } => match (bits.count(), block) {
+                (nbits, RowBlock::Row) => write!(f, "rows-int{nbits}-row"),
+                (nbits, RowBlock::Values(n)) => write!(f, "rows-int{nbits}-block{n}"),
             },
         }
     }
@@ -129,18 +128,22 @@ impl FromStr for TableScheme {
         let (bits, block) = rest
             .and_then(|rest| rest.split_once('-'))
             .ok_or_else(|| wrong("no such format"))?;
-        let nbits = positive(bits)
-            .and_then(|n| u8::try_from(n).ok())
-            .filter(|n| STEP_BITS.contains(n))
-            .ok_or_else(|| wrong("rows with steps have 2, 4 or 8 bits"))?;
+        let bits = match bits {
+            "2" => StepBits::Two,
+            "4" => StepBits::Four,
+            "8" => StepBits::Eight,
+            _ => return Err(wrong("rows with steps have 2, 4 or 8 bits")),
+        };
         let block = match block.strip_prefix("block") {
             _ if block == "row" => RowBlock::Row,
             Some(n) => RowBlock::Values(
-                positive(n).ok_or_else(|| wrong("the block size is not a positive number"))?,
+                positive(n)
+                    .and_then(NonZeroUsize::new)
+                    .ok_or_else(|| wrong("the block size is not a positive number"))?,
             ),
             None => return Err(wrong("a step is shared by a block<size> or by the row")),
         };
-        Ok(TableScheme::RowsSteps { nbits, block })
+        Ok(TableScheme::RowsSteps { bits, block })
     }
 }
 
@@ -206,20 +209,13 @@ mod tests {
             ("rows-int8-block7", 7, 7, 1),
             ("rows-int2-block256", 8960, 2240, 35),
             ("rows-int4-block32", 1536, 768, 48),
+            ("rows-int4-block32", 280, 140, 9),
+            ("rows-int4-block32", 31, 16, 1),
         ] {
             let scheme: TableScheme = text.parse().unwrap();
-            scheme.check(dim).unwrap();
             assert_eq!(
                 (scheme.row_bytes(dim), scheme.row_scales(dim)),
                 (bytes, scales)
-            );
-        }
-        let scheme: TableScheme = "rows-int4-block32".parse().unwrap();
-        for dim in [1, 31, 33, 48] {
-            let message = scheme.check(dim).unwrap_err().to_string();
-            assert_eq!(
-                message,
-                format!("{dim} values of a row do not divide into groups of 32")
             );
         }
     }

@@ -3,6 +3,7 @@
 use crate::checkpoint::{Grid, TensorView};
 use crate::convert::decide::TableSpec;
 use crate::convert::error::{Error, Result};
+use crate::convert::weights::Counts;
 use crate::quantize::linear::{INT4_LEVELS, INT8_LEVELS};
 use crate::quantize::pack::pack_signed;
 use crate::quantize::table::{
@@ -15,20 +16,14 @@ use half::f16;
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Encoded {
     pub stats: ErrorStats,
-    /// Blocks whose integers were kept.
-    pub on: u64,
-    /// Blocks whose integers were computed.
-    pub off: u64,
-    /// Of those that were kept, blocks whose step has no exact fp16 value.
-    pub inexact: u64,
+    /// Blocks whose integers were kept or computed.
+    pub blocks: Counts,
 }
 
 impl Encoded {
     pub fn merge(&mut self, other: &Self) {
         self.stats.merge(&other.stats);
-        self.on += other.on;
-        self.off += other.off;
-        self.inexact += other.inexact;
+        self.blocks.merge(other.blocks);
     }
 }
 
@@ -54,11 +49,6 @@ impl<'a> Rows<'a> {
     pub fn new(view: &'a TensorView<'a>, spec: &'a TableSpec) -> Self {
         let given = view.grid().filter(|grid| holds(spec, *grid));
         Self { view, spec, given }
-    }
-
-    /// Whether the integers are the checkpoint's.
-    pub fn given(&self) -> bool {
-        self.given.is_some()
     }
 
     /// One row into its bytes and scales, as many as the scheme has.
@@ -93,8 +83,8 @@ impl<'a> Rows<'a> {
                 self.scaled(of, buffers, (out, scales), &mut encoded)
             }
             TableScheme::RowsFp16 => half_row(&buffers.exact, out, &mut encoded.stats),
-            TableScheme::RowsSteps { nbits, .. } => {
-                self.stepped(nbits, buffers, (out, scales), &mut encoded)
+            TableScheme::RowsSteps { bits, .. } => {
+                self.stepped(bits.count(), buffers, (out, scales), &mut encoded)
             }
         };
         let largest = largest.map_err(|source| Error::Quantize {
@@ -126,13 +116,13 @@ impl<'a> Rows<'a> {
         });
         let scale = match kept {
             Some(scale) => {
-                encoded.on += 1;
+                encoded.blocks.on += 1;
                 let exact = scale.to_f64() == f64::from(steps[0]) * f64::from(levels);
-                encoded.inexact += u64::from(!exact);
+                encoded.blocks.inexact += u64::from(!exact);
                 scale
             }
             None => {
-                encoded.off += 1;
+                encoded.blocks.off += 1;
                 quantize(exact, codes)?
             }
         };
@@ -174,12 +164,12 @@ impl<'a> Rows<'a> {
             };
             *scale = match kept {
                 Some((step, is_exact)) => {
-                    encoded.on += 1;
-                    encoded.inexact += u64::from(!is_exact);
+                    encoded.blocks.on += 1;
+                    encoded.blocks.inexact += u64::from(!is_exact);
                     step
                 }
                 None => {
-                    encoded.off += 1;
+                    encoded.blocks.off += 1;
                     quantize_block(exact, nbits, codes)?
                 }
             };
@@ -215,9 +205,10 @@ fn holds(spec: &TableSpec, grid: Grid) -> bool {
         TableScheme::RowsInt8 => 8,
         TableScheme::RowsInt4 => 4,
         TableScheme::RowsFp16 => return false,
-        TableScheme::RowsSteps { nbits, .. } => nbits,
+        TableScheme::RowsSteps { bits, .. } => bits.count(),
     };
-    grid.nbits <= nbits && block > 0 && grid.block.is_multiple_of(block)
+    let whole = grid.block > 0 && spec.dim.is_multiple_of(grid.block);
+    grid.nbits <= nbits && whole && grid.block.is_multiple_of(block)
 }
 
 /// Whether integers are kept with the scale that stands for `step`: readers flush one below the smallest normal fp16 to 0, which

@@ -5,7 +5,7 @@ use crate::bundle::error::{at, writing};
 use crate::bundle::provenance::TensorRecord;
 use crate::bundle::{layout, npy};
 use crate::checkpoint::{Checkpoint, TensorView};
-use crate::convert::decide::{TableSpec, tensor_record};
+use crate::convert::decide::{TableSpec, table_grid_record, tensor_record};
 use crate::convert::error::{Error, Result};
 use crate::convert::limits::TILE;
 use crate::convert::weights::little_endian;
@@ -88,13 +88,10 @@ pub(super) fn write_table(
     }
     let chosen = (spec.scheme.to_string(), "table".to_string());
     let size = (spec.rows as u64 * spec.dim as u64, spec.bytes());
-    Ok(tensor_record(
-        spec.tensor,
-        &name,
-        chosen,
-        size,
-        &total.stats,
-    ))
+    let mut record = tensor_record(spec.tensor, &name, chosen, size, &total.stats);
+    record.grid = table_grid_record(spec.scheme, [spec.rows, spec.dim], view.grid())
+        .map(|empty| total.blocks.into_record(empty));
+    Ok(record)
 }
 
 /// Writes a tensor as fp16 values.

@@ -4,7 +4,6 @@ use super::resolve::ResolvedChunk;
 use super::task::Task;
 use crate::bundle::layout;
 use crate::checkpoint::Checkpoint;
-use crate::convert::error::{Error, Result};
 use crate::gemma::{ModelPlan, names};
 use crate::quantize::TableScheme;
 use crate::recipe::QuantRules;
@@ -91,25 +90,6 @@ fn tables(plan: &ModelPlan, rules: &QuantRules) -> Vec<TableSpec> {
         });
     }
     tables
-}
-
-/// Whether the rows of a model's tables divide into the blocks of their schemes.
-///
-/// # Errors
-/// [`Error::TableDoesNotFit`].
-pub(super) fn check_tables(plan: &ModelPlan, rules: &QuantRules) -> Result<()> {
-    for spec in tables(plan, rules) {
-        let own = spec.tensor == names::PER_LAYER_EMBED && rules.per_layer_tables.is_some();
-        let wrong = |source| Error::TableDoesNotFit {
-            tensor: spec.tensor,
-            shape: [spec.rows, spec.dim],
-            scheme: spec.scheme,
-            key: if own { "per_layer_tables" } else { "tables" },
-            source,
-        };
-        spec.scheme.check(spec.dim).map_err(wrong)?;
-    }
-    Ok(())
 }
 
 impl<'a> Job<'a> {

@@ -2,7 +2,6 @@
 
 use super::activations;
 use super::base::Base;
-use super::job::check_tables;
 use super::resolve::{ResolvedChunk, resolve};
 use crate::bundle::provenance::RecipeRecord;
 use crate::bundle::{files, layout};
@@ -106,7 +105,6 @@ impl Task {
         calibration: Option<Arc<Stats>>,
         options: &Options,
     ) -> Result<Self> {
-        check_tables(plan, &recipe.quantize)?;
         Ok(Task {
             recipe: recipe.clone(),
             packages: BTreeMap::new(),
