@@ -257,7 +257,7 @@ fn expected_form(group: &[f16], inputs: usize, nbits: u8, form: &str) -> Vec<f32
     (0..group.len()).map(value).collect()
 }
 
-fn op<'a>(package: &'a Package, tensor: &str) -> (&'a ReadFunction, &'a ReadOp) {
+pub fn op<'a>(package: &'a Package, tensor: &str) -> (&'a ReadFunction, &'a ReadOp) {
     let id = tensor.replace('.', "_");
     let function = &package.functions()[package.default_function()];
     let found: Vec<&ReadOp> = function

@@ -362,3 +362,6 @@ fn step_range(input: &Input<'_>, element: usize, step: f32, factor: f32) -> Erro
         step: f64::from(step) * f64::from(factor),
     }
 }
+
+#[cfg(test)]
+mod tests;
