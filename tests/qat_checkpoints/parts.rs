@@ -64,6 +64,32 @@ fn a_part_that_is_missing_is_named() {
     ] {
         says(&without(of, name), &[left, "integers beside it"]);
     }
+    // Numbers in its place.
+    for (of, name) in [
+        ("w4a16-ct", "layers.1.mlp.up_proj"),
+        ("mobile", "layers.1.mlp.up_proj"),
+        ("mobile-ct", "layers.1.self_attn.o_proj"),
+    ] {
+        let dir = edited(of, |_, tensors| {
+            tensors.retain(|t| !t.name.contains(name));
+            let shape = if name.contains("up") {
+                [32, 64]
+            } else {
+                [64, 64]
+            };
+            let bytes = vec![0; shape[0] * shape[1] * 2];
+            tensors.push(Raw::new(
+                &format!("{PREFIX}{name}.weight"),
+                "BF16",
+                &shape,
+                bytes,
+            ));
+        });
+        says(
+            &refused(dir.path()),
+            &[name, "integers", "config.json", "BF16 ["],
+        );
+    }
     // All of it: the weight is missing, as ever.
     let dir = edited("w4a16-ct", |_, tensors| {
         tensors.retain(|t| !t.name.contains("layers.0.mlp.up_proj"))

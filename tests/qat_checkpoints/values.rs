@@ -246,3 +246,18 @@ fn other_prefixes_and_configs() {
         }
     }
 }
+
+/// A model that speaks, at 2 bits.
+#[test]
+fn the_trained_nano_has_the_logits_of_transformers() {
+    let dir = qat("../nano-qat2");
+    let checkpoint = opened(&dir);
+    let (ids, theirs) = stored(&dir.join("reference.safetensors"));
+    let count = theirs.len() / checkpoint.config().vocab_size;
+    let ours = logits(&checkpoint, &ids, count);
+    assert!(
+        distance(&ours, &theirs) < TOLERANCE,
+        "{}",
+        distance(&ours, &theirs)
+    );
+}
