@@ -18,4 +18,5 @@ mod kills;
 mod opening;
 mod rewrite;
 mod sharding;
+mod tables;
 mod values;
