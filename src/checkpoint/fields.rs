@@ -197,6 +197,17 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A list of strings, or `None` when absent.
+    pub fn strings(&self, name: &str) -> Result<Option<Vec<String>>> {
+        let Some(value) = self.get(name) else {
+            return Ok(None);
+        };
+        let list = value.as_array().map(|list| list.iter());
+        let strings = list.and_then(|list| list.map(|v| v.as_str().map(str::to_string)).collect());
+        let bad = || self.invalid(name, "a list of strings", shorten(value));
+        strings.map(Some).ok_or_else(bad)
+    }
+
     /// A token id or a list of them; empty when absent.
     pub fn token_ids(&self, name: &str) -> Result<Vec<u32>> {
         let id = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());

@@ -9,6 +9,9 @@ use super::fields::read_json;
 
 /// Names of an adapter's weights: PEFT's, PEFT's older ones, and those of mlx.
 const ADAPTER_WEIGHTS: [&str; 3] = [PEFT_WEIGHTS, PICKLED, MLX_WEIGHTS];
+/// Where the 4-bit values are that a GGUF file of them rounds once more.
+pub(super) const QAT: &str =
+    "Google's `-qat-q4_0-gguf` is a rounding of google/gemma-4-...-it-qat-q4_0-unquantized";
 /// Entries of a folder that are named in a message.
 const NAMED: usize = 4;
 
@@ -154,7 +157,9 @@ pub(super) fn not_a_snapshot(dir: &Path) -> Option<Error> {
     if !gguf.is_empty() {
         return Some(error(
             format!("GGUF files, not a checkpoint: {}", listed(&gguf)),
-            "give the checkpoint that they were made of: config.json and safetensors".into(),
+            format!(
+                "give the checkpoint that they were made of: config.json and safetensors. {QAT}"
+            ),
         ));
     }
     None

@@ -42,4 +42,6 @@ pub use tensor::TensorView;
 pub use text::{
     ChatTemplate, Message, Piece, Reply, ReplyDecoder, StreamDecoder, Tokenizer, stop_ids,
 };
-pub use weights::{ActivationScales, Checkpoint, HASHED, PassedOver};
+pub use weights::{
+    ActivationScales, Checkpoint, HASHED, PassedOver, Quantization, QuantizationFormat,
+};

@@ -15,6 +15,16 @@ pub enum Notice {
         /// `base_model_name_or_path` of its config.
         base: Option<String>,
     },
+    /// The config has keys and values rounded in the cache.
+    CacheNotRounded {
+        /// The snapshot directory.
+        dir: PathBuf,
+    },
+    /// Adapters are merged into matrices that were trained to be rounded.
+    OffGrid {
+        /// Their names, the last of many left out.
+        tensors: String,
+    },
     /// A head in the files differs from the embedding table, though the config ties them.
     OwnHead {
         /// Its full name.
@@ -43,6 +53,15 @@ impl fmt::Display for Notice {
                     " lies beside the weights and is not applied to them; `--adapter` applies it",
                 )
             }
+            Self::CacheNotRounded { dir } => write!(
+                f,
+                "{}: config.json rounds keys and values in the cache (`kv_cache_scheme`), which is not done",
+                dir.display()
+            ),
+            Self::OffGrid { tensors } => write!(
+                f,
+                "the checkpoint was trained to be rounded, and with an adapter merged these are no longer on its grid: {tensors}"
+            ),
             Self::OwnHead { tensor } => write!(
                 f,
                 "{tensor} differs from the embedding table, though config.json ties them: it is used as the head"

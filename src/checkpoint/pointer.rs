@@ -87,7 +87,8 @@ fn explain(head: &[u8], is_weights: bool) -> Option<(String, &'static str)> {
         (
             b"GGUF",
             "a GGUF file",
-            "take the checkpoint that the GGUF file was made of: config.json and safetensors",
+            "take the checkpoint that the GGUF file was made of: config.json and safetensors, for Google's -qat-q4_0-gguf \
+             google/gemma-4-...-it-qat-q4_0-unquantized",
         ),
         (
             b"PK\x03\x04",

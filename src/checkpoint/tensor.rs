@@ -80,6 +80,14 @@ impl<'a> TensorView<'a> {
         }
     }
 
+    /// The form in the file: a number format, or what integers and steps there are and how they lie.
+    pub(super) fn form(&self) -> String {
+        match self.raw {
+            Raw::Plain { dtype, .. } => dtype.name().to_string(),
+            Raw::Coded(coded) => coded.form(),
+        }
+    }
+
     /// Elements.
     pub fn len(&self) -> usize {
         self.raw.len()
@@ -251,6 +259,15 @@ impl<'a> TensorView<'a> {
 
     fn not_finite(&self, index: usize, value: f32) -> Error {
         let tensor = self.name.to_string();
+        if let Raw::Coded(coded) = self.raw
+            && let Some(value) = coded.negative_step(index)
+        {
+            return Error::NegativeStep {
+                tensor,
+                index,
+                value,
+            };
+        }
         match self.change {
             Some(change) if self.raw.get(index).is_finite() => AdapterError::NotFinite {
                 tensor,

@@ -118,6 +118,7 @@ fn checkpoint(path: &Path, console: &Console) -> Result<()> {
             "passed_over": { "vision": passed.vision, "audio": passed.audio,
                              "shared_kv": passed.shared_kv, "other": passed.other },
             "unknown": checkpoint.unknown().map_or(0, |(count, _)| count),
+            "quantization": checkpoint.quantization().map(|q| q.to_string()),
             "tensors": tensors,
         }));
     }
@@ -137,6 +138,9 @@ fn checkpoint(path: &Path, console: &Console) -> Result<()> {
         passed.shared_kv,
         passed.other
     );
+    if let Some(quantization) = checkpoint.quantization() {
+        let _ = writeln!(text, "weights: {quantization}");
+    }
     if let Some((count, first)) = checkpoint.unknown() {
         let _ = writeln!(text, "unknown: {count}, the first is {first}");
     }

@@ -62,9 +62,15 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         if !checkpoint.adapters().is_empty() {
             value["adapters"] = adapters_json(&checkpoint);
         }
+        if let Some(quantization) = checkpoint.quantization() {
+            value["quantization"] = quantization.to_string().into();
+        }
         return console.json_value(&value);
     }
     let plan = ModelPlan::new(checkpoint.config()).or_invalid()?;
+    if let Some(quantization) = checkpoint.quantization() {
+        console.line(&format!("weights of the checkpoint: {quantization}"))?;
+    }
     console.line(&format!("recipe {}: {}", recipe.name, recipe.description))?;
     console.print(&tables(&forecast))?;
     if let Some(line) = experts_line(&plan) {

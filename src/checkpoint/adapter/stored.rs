@@ -118,6 +118,7 @@ fn stored(path: &Path, entry: header::Entry, map: &Arc<Mmap>, data: usize) -> Re
             path: path.to_path_buf(),
             tensor: entry.name.clone(),
             got: entry.dtype.clone(),
+            hint: None,
         })?;
     let at = |offset: u64| usize::try_from(offset).ok()?.checked_add(data);
     // The header was read and checked apart from the map: a file replaced in between is seen here.

@@ -7,6 +7,7 @@
 //! error.
 
 mod moe;
+mod quantization;
 
 use std::path::Path;
 
@@ -16,6 +17,7 @@ use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::fields::{Fields, parse_json, read_json, shorten};
 use crate::checkpoint::folder::{not_a_snapshot, present};
 pub use moe::MoeConfig;
+pub(super) use quantization::{CompressedTensors, GemmaBits, Group, QuantizationConfig, Targeted};
 
 /// Attention of a layer. `layer_types` of the config is authoritative.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -114,6 +116,8 @@ pub struct TextConfig {
     /// Whether the head is the embedding table. As `config.json` says; in an opened
     /// [`Checkpoint`](crate::checkpoint::Checkpoint), as its files have it.
     pub tie_word_embeddings: bool,
+    /// How the weights are stored.
+    pub(super) quantization: QuantizationConfig,
     /// `dtype` (or `torch_dtype`) as written.
     pub dtype: Option<String>,
     /// First token of a text.
@@ -147,6 +151,7 @@ impl TextConfig {
         let model_type = model_type(&top)?;
         let text = top.object("text_config")?.unwrap_or_else(|| top.clone());
         let unified = model_type.starts_with("gemma4_unified");
+        let quantization = QuantizationConfig::parse([&top, &text])?;
         reject_unsupported(&top)?;
         reject_unsupported(&text)?;
 
@@ -183,6 +188,7 @@ impl TextConfig {
                 .unwrap_or(if unified { 262_144 } else { 131_072 }),
             // transformers looks at the value at the top alone.
             tie_word_embeddings: top.flag("tie_word_embeddings", true)?,
+            quantization,
             dtype: dtype(&text, &top)?,
             bos_token_id: text.token_ids("bos_token_id")?.first().copied().or(Some(2)),
             pad_token_id: text
@@ -243,11 +249,6 @@ fn model_type(top: &Fields) -> Result<String> {
 
 /// Fields that change the arithmetic in ways that are not implemented, at the top or in `text_config`.
 fn reject_unsupported(fields: &Fields) -> Result<()> {
-    for name in ["quantization_config", "compression_config"] {
-        if fields.get(name).is_some() {
-            return Err(fields.unsupported(name, "none: take the unquantized checkpoint"));
-        }
-    }
     if fields.flag("attention_bias", false)? {
         return Err(fields.unsupported("attention_bias", "false"));
     }

@@ -164,7 +164,7 @@ pub enum Error {
         got: Vec<usize>,
     },
     /// A tensor is stored in a number format that is not read.
-    #[error("{path}: tensor {tensor}: dtype {got} is not supported, supported: BF16, F16, F32")]
+    #[error("{path}: tensor {tensor}: dtype {got} is not supported, supported: BF16, F16, F32{}", hint_line(.hint))]
     UnsupportedDtype {
         /// The file.
         path: PathBuf,
@@ -172,6 +172,35 @@ pub enum Error {
         tensor: String,
         /// The dtype in the header.
         got: String,
+        /// What to do about it, where the dtype tells.
+        hint: Option<String>,
+    },
+    /// The parts of a weight that is stored as integers do not make one, or not the one that config.json describes.
+    #[error(
+        "{path}: tensor {tensor}: expected {expected}, got {got}\nhint: {}",
+        CODES_HINT
+    )]
+    BadCodes {
+        /// The file.
+        path: PathBuf,
+        /// Full name of the part at fault.
+        tensor: String,
+        /// What should be there.
+        expected: String,
+        /// What is.
+        got: String,
+    },
+    /// The step of integers in a file is negative.
+    #[error(
+        "tensor {tensor}: the step of element {index} is {value}, expected one that is not negative"
+    )]
+    NegativeStep {
+        /// Name of the weight without prefix.
+        tensor: String,
+        /// Index of the element, or of the first with that step, in row-major order.
+        index: usize,
+        /// The step.
+        value: f32,
     },
     /// The same tensor is in two files, or twice in one.
     #[error("tensor {tensor} is in {first} and again in {second}")]
@@ -265,6 +294,10 @@ pub enum Error {
     #[error(transparent)]
     Adapter(#[from] AdapterError),
 }
+
+/// What to do about parts that do not fit.
+const CODES_HINT: &str = "config.json may belong to another checkpoint, or the file was edited: fetch both again, or take \
+     google/gemma-4-...-it-qat-q4_0-unquantized";
 
 /// Result of this room.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -165,7 +165,8 @@ pub(super) fn refuse(absent: &str, names: &[&str]) -> Refusal {
     } else if !gguf.is_empty() {
         (
             gguf,
-            "GGUF is not read: give the repository that these files were made from, in safetensors",
+            "GGUF is not read: give the repository that these files were made from, in safetensors; for Google's -qat-q4_0-gguf \
+             that is google/gemma-4-...-it-qat-q4_0-unquantized",
         )
     } else if !safetensors.is_empty() {
         (

@@ -158,6 +158,10 @@ fn no_weights(dir: &Path, names: &[String]) -> Error {
         (true, false) => {
             "name the weights model.safetensors, or model-00001-of-0000N.safetensors and so on, or fetch their index"
         }
+        (false, _) if there.iter().any(|name| name.ends_with(".gguf")) => {
+            "only safetensors weights are read: take the checkpoint that the GGUF file was made of, for Google's \
+             -qat-q4_0-gguf google/gemma-4-...-it-qat-q4_0-unquantized"
+        }
         (false, _) => {
             "only safetensors weights are read: save the model with `save_pretrained` of transformers"
         }

@@ -181,6 +181,21 @@ pub(super) fn hint<'a>(names: impl Iterator<Item = &'a str> + Clone) -> &'static
     }
 }
 
+/// What to do about a dtype that is not read.
+pub(super) fn dtype_hint(dtype: &str) -> Option<&'static str> {
+    match dtype {
+        "U32" => Some(
+            "mlx stores quantized weights so: take the checkpoint that the mlx one was made of, or \
+             google/gemma-4-...-it-qat-q4_0-unquantized",
+        ),
+        "U8" | "I8" | "I32" => Some(
+            "integers mean numbers only beside a `quantization_config` in config.json that says which: fetch the config that \
+             belongs to them, or take google/gemma-4-...-it-qat-q4_0-unquantized",
+        ),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,15 +8,16 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::checkpoint::adapter::{self, Adapter, Changes, MergedAdapter};
-use crate::checkpoint::config::{self, TextConfig};
+use crate::checkpoint::config::{self, QuantizationConfig, TextConfig};
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::folder;
 use crate::checkpoint::notice::Notice;
 use crate::checkpoint::pointer::{check_file, or_explained};
-use crate::checkpoint::stored::{Raw, StoredDType, header};
+use crate::checkpoint::stored::{Coded, Raw, StoredDType, header};
 use crate::checkpoint::tensor::{TensorView, prefetch};
 use crate::progress::Progress;
 
+use super::coded::{self, Codes, Found, Part, Quantization, QuantizationFormat};
 use super::files::{self, WeightFiles};
 use super::head;
 use super::names::{self, Class, EMBED, HEAD};
@@ -57,11 +58,34 @@ pub struct ActivationScales {
 }
 
 pub(super) struct Located {
-    /// Name in the file, prefix included.
+    /// Name in the file, prefix included; that of its integers.
     pub full_name: String,
     pub file: usize,
+    /// Of the numbers, or of the steps.
     pub dtype: StoredDType,
     pub shape: Vec<usize>,
+    /// Where it is integers and steps.
+    pub codes: Option<Codes>,
+}
+
+impl Located {
+    /// Elements of a row.
+    fn columns(&self) -> usize {
+        self.shape.iter().skip(1).product()
+    }
+
+    /// Bytes of the numbers, or of the integers and of the steps.
+    fn bytes(&self) -> [usize; 2] {
+        let elements = self.shape.iter().product::<usize>();
+        match &self.codes {
+            None => [elements * self.dtype.size(), 0],
+            Some(codes) => {
+                let rows = elements / self.columns().max(1);
+                let steps = elements / codes.layout.grid.block;
+                [rows * codes.layout.row_bytes, steps * self.dtype.size()]
+            }
+        }
+    }
 }
 
 /// A snapshot, opened: config read, headers checked, files mapped.
@@ -76,6 +100,8 @@ pub struct Checkpoint {
     pub(super) lone_head: Option<String>,
     /// Names of weights in the folder that are not read.
     pub(super) unread: Vec<String>,
+    /// Parts of weights, by the weight, until all are known.
+    parts: BTreeMap<String, Vec<Found>>,
     /// By tensor of the linear layer's weight.
     activations: BTreeMap<String, ActivationScales>,
     passed_over: PassedOver,
@@ -113,6 +139,7 @@ impl Checkpoint {
             unknown: Vec::new(),
             lone_head: None,
             unread,
+            parts: BTreeMap::new(),
             activations: BTreeMap::new(),
             passed_over: PassedOver::default(),
             adapters: Vec::new(),
@@ -151,6 +178,7 @@ impl Checkpoint {
                 check_file(&path)?;
             }
         }
+        checkpoint.settle_codes()?;
         checkpoint.settle_head()?;
         checkpoint.look_around();
         Ok(checkpoint)
@@ -170,6 +198,24 @@ impl Checkpoint {
         };
         let (changes, merged) = adapter::merge(adapters, &base)?;
         (self.changes, self.adapters) = (changes, merged);
+        self.notices
+            .retain(|n| !matches!(n, Notice::OffGrid { .. }));
+        let rounded = self.config.quantization != QuantizationConfig::Absent;
+        let on_grid = |name: &String| {
+            let tensor = self.tensors.get(name);
+            rounded && tensor.is_some_and(|t| t.codes.is_some() || t.shape.len() == 2)
+        };
+        let changed: Vec<String> = self
+            .changes
+            .keys()
+            .filter(|n| on_grid(n))
+            .cloned()
+            .collect();
+        if !changed.is_empty() {
+            self.notices.push(Notice::OffGrid {
+                tensors: folder::listed(&changed),
+            });
+        }
         let folder = |path: &Path| path.parent().and_then(|dir| dir.canonicalize().ok());
         let applied: Vec<_> = adapters.iter().map(|a| folder(a.path())).collect();
         self.notices.retain(|notice| match notice {
@@ -197,8 +243,16 @@ impl Checkpoint {
         paths: &[PathBuf],
         entry: header::Entry,
     ) -> Result<()> {
+        let part = coded::split(&entry, &self.config.quantization);
+        let weight = match &part {
+            Some((weight, part)) if *part != Part::Cache => weight,
+            _ => &entry.name,
+        };
         let counted = &mut self.passed_over;
-        let (name, counter) = match names::classify(&entry.name, self.config.first_shared()) {
+        let (name, counter) = match names::classify(weight, self.config.first_shared()) {
+            Class::Text(_) if matches!(part, Some((_, Part::Cache))) => {
+                (String::new(), Some(&mut counted.other))
+            }
             Class::Text(name) => (name.to_string(), None),
             Class::Head => (HEAD.to_string(), None),
             Class::Vision => (String::new(), Some(&mut counted.vision)),
@@ -214,26 +268,61 @@ impl Checkpoint {
             *counter += 1;
             return Ok(());
         }
+        let twice = |first: usize, tensor: String| Error::DuplicateTensor {
+            tensor,
+            first: paths[first].clone(),
+            second: path.to_path_buf(),
+        };
+        if let Some((_, part)) = part {
+            let parts = self.parts.entry(name).or_default();
+            if let Some(first) = parts
+                .iter()
+                .find(|f| f.part == part && part != Part::Unread)
+            {
+                return Err(twice(first.file, entry.name));
+            }
+            parts.push(Found { part, file, entry });
+            return Ok(());
+        }
         let dtype =
             StoredDType::from_name(&entry.dtype).ok_or_else(|| Error::UnsupportedDtype {
                 path: path.to_path_buf(),
                 tensor: entry.name.clone(),
                 got: entry.dtype.clone(),
+                hint: names::dtype_hint(&entry.dtype).map(str::to_string),
             })?;
         let located = Located {
             full_name: entry.name,
             file,
             dtype,
             shape: entry.shape,
+            codes: None,
         };
         match self.tensors.insert(name.clone(), located) {
             None => Ok(()),
-            Some(first) => Err(Error::DuplicateTensor {
-                tensor: name,
-                first: paths[first.file].clone(),
-                second: path.to_path_buf(),
-            }),
+            Some(first) => Err(twice(first.file, name)),
         }
+    }
+
+    /// Puts the parts of weights together.
+    fn settle_codes(&mut self) -> Result<()> {
+        let files = coded::Files {
+            dir: &self.dir,
+            config: &self.config,
+            files: &self.files,
+        };
+        let mut made = Vec::new();
+        for (name, parts) in std::mem::take(&mut self.parts) {
+            let (located, scales) = files.weight(&name, parts, self.tensors.get(&name))?;
+            made.push((name, located, scales));
+        }
+        for (name, located, scales) in made {
+            if let Some(scales) = scales {
+                self.activations.insert(name.clone(), scales);
+            }
+            self.tensors.insert(name, located);
+        }
+        Ok(())
     }
 
     /// Decides what the head is. One that repeats the embedding table is passed over, one with other values stays, whatever
@@ -278,6 +367,13 @@ impl Checkpoint {
             self.notices.push(Notice::AdapterNotApplied {
                 path: adapter.path,
                 base: adapter.base,
+            });
+        }
+        if let QuantizationConfig::CompressedTensors(config) = &self.config.quantization
+            && config.rounds_cache
+        {
+            self.notices.push(Notice::CacheNotRounded {
+                dir: self.dir.clone(),
             });
         }
         if !self.unread.is_empty() {
@@ -338,29 +434,43 @@ impl Checkpoint {
     }
 
     fn view<'a>(&'a self, name: &'a str, located: &'a Located) -> Result<TensorView<'a>> {
-        let (path, file) = &self.files[located.file];
-        let elements = located.shape.iter().product::<usize>();
-        let bytes = file.get(&located.full_name).map(|v| v.data()).ok();
-        // The header was read twice, once by us and once by candle: a file replaced in between is seen here.
-        let bytes = bytes.filter(|b| b.len() == elements * located.dtype.size());
-        let bytes = bytes.ok_or_else(|| Error::BadTensor {
-            path: path.clone(),
-            tensor: located.full_name.clone(),
-            what: "size",
-            expected: format!(
-                "{} bytes, as when the file was opened",
-                elements * located.dtype.size()
-            ),
-            got: "another".into(),
-        })?;
-        Ok(TensorView {
-            name,
-            shape: located.shape.clone(),
-            raw: Raw::Plain {
+        let [of_values, of_steps] = located.bytes();
+        let bytes = self.bytes(located.file, &located.full_name, of_values)?;
+        let raw = match &located.codes {
+            None => Raw::Plain {
                 dtype: located.dtype,
                 bytes,
             },
+            Some(codes) => Raw::Coded(Coded {
+                grid: codes.layout.grid,
+                biased: codes.layout.biased,
+                columns: located.columns(),
+                row_bytes: codes.layout.row_bytes,
+                codes: bytes,
+                step_dtype: located.dtype,
+                steps: self.bytes(codes.steps_file, &codes.steps, of_steps)?,
+            }),
+        };
+        Ok(TensorView {
+            name,
+            shape: located.shape.clone(),
+            raw,
             change: self.changes.get(name),
+        })
+    }
+
+    /// The data of a tensor by its full name.
+    fn bytes(&self, file: usize, full_name: &str, size: usize) -> Result<&[u8]> {
+        let (path, file) = &self.files[file];
+        let bytes = file.get(full_name).map(|v| v.data()).ok();
+        // The header was read twice, once by us and once by candle: a file replaced in between is seen here.
+        let bytes = bytes.filter(|b| b.len() == size);
+        bytes.ok_or_else(|| Error::BadTensor {
+            path: path.clone(),
+            tensor: full_name.to_string(),
+            what: "size",
+            expected: format!("{size} bytes, as when the file was opened"),
+            got: "another".into(),
         })
     }
 
@@ -376,6 +486,29 @@ impl Checkpoint {
         scales.any(|s| s.input != 0.0 || s.output != 0.0)
     }
 
+    /// How the weights are stored, in a checkpoint whose config says that they were rounded.
+    pub fn quantization(&self) -> Option<Quantization> {
+        let format = match &self.config.quantization {
+            QuantizationConfig::Absent => return None,
+            QuantizationConfig::Q4_0 => QuantizationFormat::Q4_0,
+            QuantizationConfig::CompressedTensors(_) => QuantizationFormat::CompressedTensors,
+            QuantizationConfig::Gemma(_) => QuantizationFormat::Gemma,
+        };
+        let mut tensors = BTreeMap::new();
+        for located in self.tensors.values() {
+            if let Some(codes) = &located.codes {
+                let grid = codes.layout.grid;
+                let block = (grid.block != located.columns()).then_some(grid.block);
+                *tensors.entry((grid.nbits, block)).or_default() += 1;
+            }
+        }
+        Some(Quantization {
+            format,
+            tensors,
+            activations: self.has_activation_scales(),
+        })
+    }
+
     /// How many tensors of the files are not used.
     pub fn passed_over(&self) -> &PassedOver {
         &self.passed_over
@@ -388,8 +521,8 @@ impl Checkpoint {
 
     /// Bytes of all text tensors.
     pub fn text_bytes(&self) -> u64 {
-        let bytes = |t: &Located| (t.shape.iter().product::<usize>() * t.dtype.size()) as u64;
-        self.tensors.values().map(bytes).sum()
+        let bytes = self.tensors.values().flat_map(Located::bytes);
+        bytes.map(|bytes| bytes as u64).sum()
     }
 
     /// The weight files, in name order.
@@ -407,8 +540,8 @@ impl Checkpoint {
         TOKEN_FILES.iter().map(|name| self.dir.join(name)).collect()
     }
 
-    /// SHA-256, in hex, of config.json and of every text tensor's name, dtype, shape and bytes in name order: the same
-    /// however the tensors are sharded and prefixed. The bytes of a tensor enter as the SHA-256 of each [`HASHED`] bytes of it,
+    /// SHA-256, in hex, of config.json and of every text tensor's name, dtype, shape and bytes in name order, then of the steps
+    /// of activations: the same however the tensors are sharded and prefixed. The bytes of a tensor enter as the SHA-256 of each [`HASHED`] bytes of it,
     /// so that all threads can work. Reads every weight once. With adapters, the SHA-256 of that and of each adapter's weights
     /// and config in their order.
     pub fn fingerprint(&self, progress: &dyn Progress) -> Result<String> {
@@ -441,7 +574,7 @@ impl Checkpoint {
             .collect();
         let mut digests = digests.iter();
         for view in &views {
-            let head = format!("{}\0{}\0{:?}\0", view.name, view.dtype().name(), view.shape);
+            let head = format!("{}\0{}\0{:?}\0", view.name, view.form(), view.shape);
             hash.update((head.len() as u64).to_le_bytes());
             hash.update(head);
             let bytes = view.file_bytes().into_iter();
@@ -449,6 +582,12 @@ impl Checkpoint {
             digests.by_ref().take(count).for_each(|d| hash.update(d));
         }
         progress.end();
+        for (name, scales) in &self.activations {
+            hash.update((name.len() as u64).to_le_bytes());
+            hash.update(name);
+            hash.update(scales.input.to_le_bytes());
+            hash.update(scales.output.to_le_bytes());
+        }
         let base = adapter::hex(&hash.finalize());
         if self.adapters.is_empty() {
             return Ok(base);
