@@ -9,6 +9,7 @@ mod facts;
 mod job;
 mod program;
 mod resolve;
+mod steps;
 mod task;
 
 pub(super) use base::TOOL;
@@ -16,5 +17,5 @@ pub use base::bundle_recipe;
 pub(super) use facts::tensor_record;
 pub(super) use job::{Job, Origin, PackageUnit, TableSpec, Unit};
 pub(super) use resolve::{ByConst, matrix, package_error};
-pub use resolve::{Resolved, ResolvedChunk, own_weights, resolve, weight_bytes};
+pub use resolve::{Grids, Resolved, ResolvedChunk, own_weights, resolve, weight_bytes};
 pub(super) use task::{Task, checked_plan};
