@@ -139,7 +139,10 @@ fn check_schemes(plan: &ModelPlan, given: &Recipe, made: &Allocation) {
         .iter()
         .map(|t| (t.tensor.as_str(), t.scheme))
         .collect();
-    let (new, old) = (resolve(plan, &read, &Grids::default()).unwrap(), resolve(plan, given, &Grids::default()).unwrap());
+    let (new, old) = (
+        resolve(plan, &read, &Grids::default()).unwrap(),
+        resolve(plan, given, &Grids::default()).unwrap(),
+    );
     let weights = |chunks: Vec<convert::ResolvedChunk>| -> Vec<convert::Resolved> {
         chunks.into_iter().flat_map(|c| c.weights).collect()
     };

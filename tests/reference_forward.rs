@@ -254,7 +254,10 @@ fn rounded_activations_match_transformers() {
         assert_matches(&streamed, &case, name);
         let plain = model.without_activation_scales();
         let (off, _) = compare(&plain, &case);
-        assert!(off > 100.0 * LOGITS_TOLERANCE, "{name}: no difference: {off:e}");
+        assert!(
+            off > 100.0 * LOGITS_TOLERANCE,
+            "{name}: no difference: {off:e}"
+        );
         if name == "mobile" {
             let without = of("reference_no_clamps.safetensors");
             assert_matches(&plain, &without, "mobile without");

@@ -306,7 +306,8 @@ impl<'a> Reference<'a> {
         observer: Option<&mut dyn Observer>,
     ) -> Result<(Tensor, Option<Tensor>)> {
         let h = self.rows(Table::Embedding, ids, self.plan.hidden)?;
-        let per_layer = self.per_layer_input(ids, &h, &mut Linears::new("", observer, self.scales()))?;
+        let per_layer =
+            self.per_layer_input(ids, &h, &mut Linears::new("", observer, self.scales()))?;
         Ok((h, per_layer))
     }
 

@@ -321,7 +321,10 @@ fn activations_have_a_range() {
     let read = |value: &str| Recipe::parse("mine.toml", &with(value)).unwrap();
     let minmax = read("{ ranges = \"minmax\" }");
     assert_eq!(minmax.quantize.activations, Some(Activations::Minmax {}));
-    assert_eq!(minmax.quantize.activations.unwrap().percentile(), Some(100.0));
+    assert_eq!(
+        minmax.quantize.activations.unwrap().percentile(),
+        Some(100.0)
+    );
     let percentile = read("{ ranges = \"percentile\", percentile = 99.9 }");
     let range = percentile.quantize.activations.unwrap().percentile();
     assert_eq!(range, Some(99.9));

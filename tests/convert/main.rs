@@ -17,4 +17,5 @@ mod kills;
 mod opening;
 mod rewrite;
 mod sharding;
+mod steps;
 mod values;

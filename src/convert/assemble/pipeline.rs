@@ -64,15 +64,16 @@ impl<'a> Conversion<'a> {
     ) -> Result<Self> {
         let plan = checked_plan(checkpoint)?;
         let staging = Staging::lock(out, options.replaces())?;
-        let decided = Task::new((checkpoint, &plan), recipe, staging.output(), options).and_then(|task| {
-            let job = Job {
-                checkpoint,
-                plan: &plan,
-                task: &task,
-            };
-            let forecast = job.forecast(options.threads)?;
-            Ok((task, forecast))
-        });
+        let decided =
+            Task::new((checkpoint, &plan), recipe, staging.output(), options).and_then(|task| {
+                let job = Job {
+                    checkpoint,
+                    plan: &plan,
+                    task: &task,
+                };
+                let forecast = job.forecast(options.threads)?;
+                Ok((task, forecast))
+            });
         match decided {
             Ok((task, forecast)) => Ok(Self {
                 checkpoint,

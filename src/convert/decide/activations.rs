@@ -3,8 +3,8 @@
 use super::resolve::ResolvedChunk;
 use crate::calibrate::Stats;
 use crate::convert::error::{Error, Result};
-use crate::quantize::Scheme;
 use crate::graph::{LinearActivations, Rounding};
+use crate::quantize::Scheme;
 use half::f16;
 use std::collections::BTreeMap;
 

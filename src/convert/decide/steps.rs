@@ -63,7 +63,11 @@ pub(super) fn apply(
     chunk: &mut ResolvedChunk,
 ) -> Result<()> {
     let mut layers = Vec::new();
-    for weight in chunk.weights.iter().filter(|w| w.binding.kind.is_quantizable()) {
+    for weight in chunk
+        .weights
+        .iter()
+        .filter(|w| w.binding.kind.is_quantizable())
+    {
         let scales = checkpoint.activation_scales(&weight.binding.tensor);
         layers.extend(scales.map(|scales| (weight.binding.tensor.clone(), scales)));
     }
@@ -229,7 +233,10 @@ mod tests {
     fn what_is_folded_is_not_written() {
         let of = |fed, folded| arithmetic("t", SCALES, fed, folded).unwrap();
         let around = |input, output| LinearActivations { input, output };
-        assert_eq!(of(false, false), around(counts(2.0, 0.5), counts(0.25, 4.0)));
+        assert_eq!(
+            of(false, false),
+            around(counts(2.0, 0.5), counts(0.25, 4.0))
+        );
         assert_eq!(of(true, false), around(counts(1.0, 0.5), counts(0.25, 4.0)));
         assert_eq!(of(false, true), around(counts(2.0, 1.0), counts(1.0, 4.0)));
         assert_eq!(of(true, true), around(counts(1.0, 1.0), counts(1.0, 4.0)));

@@ -73,7 +73,12 @@ impl Task {
             task.settle_activations(checkpoint, plan, options)?;
             return Ok(task);
         }
-        let mut task = Self::anew((plan, &grids), (recipe, record.clone()), calibration, options)?;
+        let mut task = Self::anew(
+            (plan, &grids),
+            (recipe, record.clone()),
+            calibration,
+            options,
+        )?;
         if there && !options.force {
             let base = Base::read(output)?;
             base.check_tool()?;

@@ -184,8 +184,7 @@ impl Row<'_> {
             .enumerate();
         rows.map(|(i, (((floats, values), codes), scales))| {
             let start = tile.start + i * inputs;
-            self.input
-                .read_f16(start..start + values.len(), values)?;
+            self.input.read_f16(start..start + values.len(), values)?;
             let integers: &mut [i8] = bytemuck::cast_slice_mut(codes);
             let counts = match self.origin {
                 Origin::Given(grid) => self.given(grid, start, integers, scales)?,
@@ -230,7 +229,10 @@ impl Row<'_> {
             } else {
                 value
             };
-            if !fp16_product(scale.to_f32(), 1.0, i16::from(most)).0.is_finite() {
+            if !fp16_product(scale.to_f32(), 1.0, i16::from(most))
+                .0
+                .is_finite()
+            {
                 return Err(step_range(self.input, start + i * self.block, step, factor));
             }
             counts.on += 1;
