@@ -9,6 +9,9 @@
 //! `lm_head.weight` that repeats the embedding table, and the K and V weights that google's files carry for layers that share
 //! K and V, are passed over and counted. A tensor that is none of these is an error of [`Checkpoint::check`].
 //!
+//! A weight may be stored as integers and steps, in several tensors; it is one under its usual name, and [`TensorView::grid`] says
+//! so. [`Checkpoint::quantization`] has the format.
+//!
 //! Adapters are merged into what is read: [`Checkpoint::with_adapters`].
 //!
 //! What lies in the folder and may be thought to be read is in [`Checkpoint::notices`]; a folder or a file that is something

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-pub use gemma_coreml::checkpoint::{Checkpoint, Error, Grid, Notice};
+pub use gemma_coreml::checkpoint::{Checkpoint, Grid, Notice};
 use gemma_coreml::gemma::reference::{Keep, Reference};
 pub use gemma_coreml::gemma::{self, ModelPlan};
 pub use gemma_coreml::progress::NoProgress;

@@ -10,4 +10,5 @@ mod heads;
 mod helpers;
 mod packing;
 mod parts;
+mod program;
 mod values;

@@ -233,6 +233,41 @@ fn the_words_of_compressed_tensors() {
     assert_eq!(read, 12);
 }
 
+/// What fills a row up may be anything, and steps of any number format.
+#[test]
+fn what_fills_a_row_up_has_no_part() {
+    let integers = [7, -8, 3, -1, 0];
+    let steps = [0.5f32, 0.25];
+    let all = [&integers[..], &integers[..]].concat();
+    let mut words = packed(&all, 5, 4, true, 32);
+    // Columns 5 to 7 of each row.
+    for row in words.chunks_mut(4) {
+        row[2] |= 0xf0;
+        row[3] = 0xab;
+    }
+    let dir = compressed(4, None, [2, 5], words, &steps);
+    for dtype in ["F32", "F16", "BF16"] {
+        let mut tensors = read_raw(&dir.path().join(SINGLE));
+        let scale = find(&mut tensors, "weight_scale");
+        (scale.dtype, scale.bytes) = match dtype {
+            "F16" => (
+                dtype.into(),
+                steps.map(|s| half::f16::from_f32(s).to_le_bytes()).concat(),
+            ),
+            "BF16" => (
+                dtype.into(),
+                steps
+                    .map(|s| half::bf16::from_f32(s).to_le_bytes())
+                    .concat(),
+            ),
+            _ => (dtype.into(), floats(&steps)),
+        };
+        std::fs::write(dir.path().join(SINGLE), serialize(&tensors)).unwrap();
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        every_range(&checkpoint, &all, &steps, [2, 5]);
+    }
+}
+
 /// Steps that mean nothing are found where they are read.
 #[test]
 fn steps_that_are_none() {

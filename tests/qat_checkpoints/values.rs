@@ -22,10 +22,14 @@ fn compressed_tensors_has_the_values_and_logits_of_its_dense_twin() {
             block: 32
         })
     );
-    let text = format!("compressed-tensors, {on_grid} tensors of 4 bits, ");
+    let quantization = coded.quantization().unwrap();
+    assert_eq!(quantization.tensors.values().sum::<usize>(), on_grid);
     says(
-        &coded.quantization().unwrap().to_string(),
-        &[&text, "32 inputs a step"],
+        &quantization.to_string(),
+        &[
+            "compressed-tensors, ",
+            "24 tensors of 4 bits, 32 inputs a step",
+        ],
     );
     assert_eq!(dense.quantization(), None);
     // `ignore` has a pattern for this one.
@@ -75,7 +79,7 @@ fn both_mobile_forms_are_the_same_model() {
         &text,
         &[
             "gemma (mobile), ",
-            "of 2 bits, a row a step",
+            "of 2 bits, one step a row",
             "of 8 bits",
             "1 tensor of 4 bits, 32 inputs a step",
             "with activation scales",
@@ -241,4 +245,19 @@ fn other_prefixes_and_configs() {
             );
         }
     }
+}
+
+/// A model that speaks, at 2 bits.
+#[test]
+fn the_trained_nano_has_the_logits_of_transformers() {
+    let dir = qat("../nano-qat2");
+    let checkpoint = opened(&dir);
+    let (ids, theirs) = stored(&dir.join("reference.safetensors"));
+    let count = theirs.len() / checkpoint.config().vocab_size;
+    let ours = logits(&checkpoint, &ids, count);
+    assert!(
+        distance(&ours, &theirs) < TOLERANCE,
+        "{}",
+        distance(&ours, &theirs)
+    );
 }

@@ -1,6 +1,6 @@
 //! Weights that are stored as integers and the steps they count.
 
-use super::dtype::{Raw, StoredDType};
+use super::dtype::StoredDType;
 
 /// How the values of a tensor are stored: integers times steps, one step for each `block` consecutive inputs of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,11 +74,7 @@ impl Coded<'_> {
 
     /// Steps from step `start` on as f32; those beyond the end are 0, and negative ones, which mean nothing, a NaN.
     pub fn steps(&self, start: usize, out: &mut [f32]) {
-        let raw = Raw::Plain {
-            dtype: self.step_dtype,
-            bytes: self.steps,
-        };
-        raw.read(start, out);
+        self.step_dtype.read(self.steps, start, out);
         for step in out {
             *step = if *step < 0.0 { f32::NAN } else { *step };
         }
@@ -87,12 +83,10 @@ impl Coded<'_> {
     /// The step of an element, where it is negative.
     pub fn negative_step(&self, element: usize) -> Option<f32> {
         let (row, column) = (element / self.columns.max(1), element % self.columns.max(1));
-        let raw = Raw::Plain {
-            dtype: self.step_dtype,
-            bytes: self.steps,
-        };
-        let step = raw.get(row * self.steps_per_row() + column / self.grid.block.max(1));
-        (step < 0.0).then_some(step)
+        let at = row * self.steps_per_row() + column / self.grid.block.max(1);
+        let mut step = [0.0];
+        self.step_dtype.read(self.steps, at, &mut step);
+        (step[0] < 0.0).then_some(step[0])
     }
 
     /// Elements from `start` on: the integer times its step, in f32.

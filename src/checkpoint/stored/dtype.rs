@@ -2,8 +2,6 @@
 
 use half::{bf16, f16};
 
-use super::coded::Coded;
-
 /// Number formats that weights are read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StoredDType {
@@ -44,53 +42,23 @@ impl StoredDType {
     }
 
     /// Little-endian elements as f32, exactly. What is longer than the other is left out.
-    pub(in crate::checkpoint) fn decode(self, bytes: &[u8], out: &mut [f32]) {
+    fn decode(self, bytes: &[u8], out: &mut [f32]) {
         match self {
             Self::Bf16 => convert(bytes, out, |b: [u8; 2]| bf16::from_le_bytes(b).to_f32()),
             Self::F16 => convert(bytes, out, |b: [u8; 2]| f16::from_le_bytes(b).to_f32()),
             Self::F32 => convert(bytes, out, f32::from_le_bytes),
         }
     }
-}
 
-/// Elements as they lie in a file.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::checkpoint) enum Raw<'a> {
-    /// Numbers.
-    Plain { dtype: StoredDType, bytes: &'a [u8] },
-    /// Integers and their steps.
-    Coded(Coded<'a>),
-}
-
-impl Raw<'_> {
-    /// Elements.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::Plain { dtype, bytes } => bytes.len() / dtype.size(),
-            Self::Coded(coded) => coded.len(),
-        }
-    }
-
-    /// Elements from `start` on as f32; those beyond the end are 0.
-    pub fn read(&self, start: usize, out: &mut [f32]) {
-        let (dtype, bytes) = match self {
-            Self::Plain { dtype, bytes } => (dtype, bytes),
-            Self::Coded(coded) => return coded.read(start, out),
-        };
-        let size = dtype.size();
+    /// Little-endian elements from `start` on as f32; those beyond the end are 0.
+    pub(in crate::checkpoint) fn read(self, bytes: &[u8], start: usize, out: &mut [f32]) {
+        let size = self.size();
         let begin = start.saturating_mul(size).min(bytes.len());
         let end = begin.saturating_add(out.len() * size).min(bytes.len());
         let bytes = &bytes[begin..end];
         let (there, beyond) = out.split_at_mut(bytes.len() / size);
-        dtype.decode(bytes, there);
+        self.decode(bytes, there);
         beyond.fill(0.0);
-    }
-
-    /// One element as f32, 0 beyond the end.
-    pub fn get(&self, index: usize) -> f32 {
-        let mut value = [0.0];
-        self.read(index, &mut value);
-        value[0]
     }
 }
 

@@ -4,9 +4,11 @@ mod coded;
 mod dtype;
 pub(super) mod header;
 mod mapped;
+mod raw;
 
 pub(super) use coded::Coded;
 pub use coded::Grid;
 pub use dtype::StoredDType;
-pub(super) use dtype::{Raw, convert};
+pub(super) use dtype::convert;
 pub(crate) use mapped::{MapError, MappedSafetensors};
+pub(super) use raw::Raw;

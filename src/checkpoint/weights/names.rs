@@ -188,7 +188,7 @@ pub(super) fn dtype_hint(dtype: &str) -> Option<&'static str> {
             "mlx stores quantized weights so: take the checkpoint that the mlx one was made of, or \
              google/gemma-4-...-it-qat-q4_0-unquantized",
         ),
-        "U8" | "I8" | "I32" => Some(
+        "U8" | "I8" | "I32" | "I64" => Some(
             "integers mean numbers only beside a `quantization_config` in config.json that says which: fetch the config that \
              belongs to them, or take google/gemma-4-...-it-qat-q4_0-unquantized",
         ),

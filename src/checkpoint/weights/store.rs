@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::safetensors::MmapedSafetensors;
-use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 
 use crate::checkpoint::adapter::{self, Adapter, Changes, MergedAdapter};
 use crate::checkpoint::config::{self, QuantizationConfig, TextConfig};
@@ -14,12 +12,12 @@ use crate::checkpoint::folder;
 use crate::checkpoint::notice::Notice;
 use crate::checkpoint::pointer::{check_file, or_explained};
 use crate::checkpoint::stored::{Coded, Raw, StoredDType, header};
-use crate::checkpoint::tensor::{TensorView, prefetch};
-use crate::progress::Progress;
+use crate::checkpoint::tensor::TensorView;
 
-use super::coded::{self, Codes, Found, Part, Quantization, QuantizationFormat};
+use super::coded::{self, Found, Part};
 use super::files::{self, WeightFiles};
 use super::head;
+use super::located::{ActivationScales, Located};
 use super::names::{self, Class, EMBED, HEAD};
 
 /// Files beside config and weights that a converted model keeps.
@@ -30,9 +28,6 @@ const TOKEN_FILES: [&str; 5] = [
     "generation_config.json",
     "config.json",
 ];
-
-/// Bytes of a tensor that are hashed at a time for [`Checkpoint::fingerprint`].
-pub const HASHED: usize = 4 << 20;
 
 /// Tensors that are in the files and not part of the text decoder's arithmetic.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -45,47 +40,6 @@ pub struct PassedOver {
     pub shared_kv: usize,
     /// A head that repeats the tied table, and constants that are computed from the config.
     pub other: usize,
-}
-
-/// The steps of the int8 values that a linear layer of a quantization-aware checkpoint takes and gives: its input is rounded
-/// to multiples of one, clipped to -128..127 of it, and so is its output. 0 where nothing is rounded.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ActivationScales {
-    /// Of the input.
-    pub input: f32,
-    /// Of the output.
-    pub output: f32,
-}
-
-pub(super) struct Located {
-    /// Name in the file, prefix included; that of its integers.
-    pub full_name: String,
-    pub file: usize,
-    /// Of the numbers, or of the steps.
-    pub dtype: StoredDType,
-    pub shape: Vec<usize>,
-    /// Where it is integers and steps.
-    pub codes: Option<Codes>,
-}
-
-impl Located {
-    /// Elements of a row.
-    fn columns(&self) -> usize {
-        self.shape.iter().skip(1).product()
-    }
-
-    /// Bytes of the numbers, or of the integers and of the steps.
-    fn bytes(&self) -> [usize; 2] {
-        let elements = self.shape.iter().product::<usize>();
-        match &self.codes {
-            None => [elements * self.dtype.size(), 0],
-            Some(codes) => {
-                let rows = elements / self.columns().max(1);
-                let steps = elements / codes.layout.grid.block;
-                [rows * codes.layout.row_bytes, steps * self.dtype.size()]
-            }
-        }
-    }
 }
 
 /// A snapshot, opened: config read, headers checked, files mapped.
@@ -103,9 +57,9 @@ pub struct Checkpoint {
     /// Parts of weights, by the weight, until all are known.
     parts: BTreeMap<String, Vec<Found>>,
     /// By tensor of the linear layer's weight.
-    activations: BTreeMap<String, ActivationScales>,
+    pub(super) activations: BTreeMap<String, ActivationScales>,
     passed_over: PassedOver,
-    adapters: Vec<MergedAdapter>,
+    pub(super) adapters: Vec<MergedAdapter>,
     changes: Changes,
     notices: Vec<Notice>,
 }
@@ -121,7 +75,8 @@ impl std::fmt::Debug for Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a snapshot directory. Reads headers; weights only where there is a head to compare with the embedding table.
+    /// Opens a snapshot directory. Reads headers, sizes and steps of activations of weights in integers, and weights only where
+    /// there is a head to compare with the embedding table.
     ///
     /// Which tensors the model needs is for the plan of the model to say: see [`check`](Self::check).
     pub fn open(dir: &Path) -> Result<Self> {
@@ -311,6 +266,9 @@ impl Checkpoint {
             config: &self.config,
             files: &self.files,
         };
+        for (name, numbers) in &self.tensors {
+            files.numbers(name, numbers)?;
+        }
         let mut made = Vec::new();
         for (name, parts) in std::mem::take(&mut self.parts) {
             let (located, scales) = files.weight(&name, parts, self.tensors.get(&name))?;
@@ -433,7 +391,11 @@ impl Checkpoint {
         self.view(key, located)
     }
 
-    fn view<'a>(&'a self, name: &'a str, located: &'a Located) -> Result<TensorView<'a>> {
+    pub(super) fn view<'a>(
+        &'a self,
+        name: &'a str,
+        located: &'a Located,
+    ) -> Result<TensorView<'a>> {
         let [of_values, of_steps] = located.bytes();
         let bytes = self.bytes(located.file, &located.full_name, of_values)?;
         let raw = match &located.codes {
@@ -474,41 +436,6 @@ impl Checkpoint {
         })
     }
 
-    /// The steps of the int8 activations around the linear layer of a weight (a text tensor without prefix), in a checkpoint that
-    /// was trained with them. They are a part of the model: without them it computes something else.
-    pub fn activation_scales(&self, tensor: &str) -> Option<ActivationScales> {
-        self.activations.get(tensor).copied()
-    }
-
-    /// Whether any linear layer has [`activation_scales`](Self::activation_scales) that are not 0.
-    pub fn has_activation_scales(&self) -> bool {
-        let mut scales = self.activations.values();
-        scales.any(|s| s.input != 0.0 || s.output != 0.0)
-    }
-
-    /// How the weights are stored, in a checkpoint whose config says that they were rounded.
-    pub fn quantization(&self) -> Option<Quantization> {
-        let format = match &self.config.quantization {
-            QuantizationConfig::Absent => return None,
-            QuantizationConfig::Q4_0 => QuantizationFormat::Q4_0,
-            QuantizationConfig::CompressedTensors(_) => QuantizationFormat::CompressedTensors,
-            QuantizationConfig::Gemma(_) => QuantizationFormat::Gemma,
-        };
-        let mut tensors = BTreeMap::new();
-        for located in self.tensors.values() {
-            if let Some(codes) = &located.codes {
-                let grid = codes.layout.grid;
-                let block = (grid.block != located.columns()).then_some(grid.block);
-                *tensors.entry((grid.nbits, block)).or_default() += 1;
-            }
-        }
-        Some(Quantization {
-            format,
-            tensors,
-            activations: self.has_activation_scales(),
-        })
-    }
-
     /// How many tensors of the files are not used.
     pub fn passed_over(&self) -> &PassedOver {
         &self.passed_over
@@ -538,65 +465,5 @@ impl Checkpoint {
 
     fn token_paths(&self) -> Vec<PathBuf> {
         TOKEN_FILES.iter().map(|name| self.dir.join(name)).collect()
-    }
-
-    /// SHA-256, in hex, of config.json and of every text tensor's name, dtype, shape and bytes in name order, then of the steps
-    /// of activations: the same however the tensors are sharded and prefixed. The bytes of a tensor enter as the SHA-256 of each [`HASHED`] bytes of it,
-    /// so that all threads can work. Reads every weight once. With adapters, the SHA-256 of that and of each adapter's weights
-    /// and config in their order.
-    pub fn fingerprint(&self, progress: &dyn Progress) -> Result<String> {
-        let path = config::path_in(&self.dir)?;
-        let config = std::fs::read(&path).map_err(|source| Error::Io { path, source })?;
-        let mut hash = Sha256::new();
-        hash.update((config.len() as u64).to_le_bytes());
-        hash.update(&config);
-        progress.begin("hash", self.text_bytes());
-        let views = self.tensors.iter();
-        let views: Vec<TensorView<'_>> = views
-            .map(|(name, located)| self.view(name, located))
-            .collect::<Result<_>>()?;
-        let parts = views.iter().flat_map(|v| {
-            let parts = v.file_bytes().into_iter().flat_map(|b| b.chunks(HASHED));
-            parts.enumerate().map(|(i, part)| (v.name, i, part))
-        });
-        let parts: Vec<(&str, usize, &[u8])> = parts.collect();
-        let digests: Vec<[u8; 32]> = parts
-            .into_par_iter()
-            .map(|(name, i, part)| {
-                if i == 0 {
-                    progress.item(name);
-                }
-                prefetch(part);
-                let digest = Sha256::digest(part).into();
-                progress.advance(part.len() as u64);
-                digest
-            })
-            .collect();
-        let mut digests = digests.iter();
-        for view in &views {
-            let head = format!("{}\0{}\0{:?}\0", view.name, view.form(), view.shape);
-            hash.update((head.len() as u64).to_le_bytes());
-            hash.update(head);
-            let bytes = view.file_bytes().into_iter();
-            let count = bytes.map(|b| b.len().div_ceil(HASHED)).sum();
-            digests.by_ref().take(count).for_each(|d| hash.update(d));
-        }
-        progress.end();
-        for (name, scales) in &self.activations {
-            hash.update((name.len() as u64).to_le_bytes());
-            hash.update(name);
-            hash.update(scales.input.to_le_bytes());
-            hash.update(scales.output.to_le_bytes());
-        }
-        let base = adapter::hex(&hash.finalize());
-        if self.adapters.is_empty() {
-            return Ok(base);
-        }
-        let mut hash = Sha256::new_with_prefix(base);
-        for merged in &self.adapters {
-            hash.update(&merged.about.weights_sha256);
-            hash.update(&merged.about.config_sha256);
-        }
-        Ok(adapter::hex(&hash.finalize()))
     }
 }

@@ -76,3 +76,6 @@ impl QuantizationConfig {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,11 +7,13 @@ use crate::checkpoint::config::{CompressedTensors, Group, Targeted};
 use crate::checkpoint::error::Result;
 use crate::checkpoint::stored::Grid;
 
-use super::super::store::{ActivationScales, Located};
-use super::{Form, Found, Layout, Part, Parts, is_attention};
+use super::super::located::{ActivationScales, Layout, Located};
+use super::parts::{Form, Found, Part, Parts, is_attention};
 
 /// Bits of a word.
 const WORD: usize = 32;
+/// Classes of a linear layer.
+const LINEAR: &[&str] = &["Linear", "Module"];
 
 pub(super) fn part(module: &str, last: &str) -> Option<Part> {
     Some(match last {
@@ -70,11 +72,25 @@ pub(super) fn weight(
     ))
 }
 
+/// What config.json says of a linear layer that is in integers.
+pub(super) fn says(config: &CompressedTensors, modules: &[String]) -> Option<String> {
+    let targeted = modules.iter().map(|module| config.targeted(module, LINEAR));
+    let mut group = None;
+    for found in targeted {
+        match found {
+            Targeted::Ignored => return None,
+            Targeted::In(of) => group = group.or(Some(of)),
+            Targeted::No => {}
+        }
+    }
+    group.map(|group| format!("as {} in config.json has the module", group.name))
+}
+
 /// The group of config.json that the module is in.
 fn group<'c>(config: &'c CompressedTensors, parts: &Parts<'_>, codes: &Found) -> Result<&'c Group> {
     let classes: &[&str] = match parts.is_table() {
         true => &["Gemma4TextScaledWordEmbedding", "Embedding", "Module"],
-        false => &["Linear", "Module"],
+        false => LINEAR,
     };
     let mut ignored = false;
     for module in parts.modules() {

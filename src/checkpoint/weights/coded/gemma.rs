@@ -8,9 +8,9 @@ use crate::checkpoint::config::{GemmaBits, LayerKind, TextConfig};
 use crate::checkpoint::error::Result;
 use crate::checkpoint::stored::Grid;
 
+use super::super::located::{ActivationScales, Layout, Located};
 use super::super::names::HEAD;
-use super::super::store::{ActivationScales, Located};
-use super::{Form, Found, Layout, Part, Parts, is_attention};
+use super::parts::{Form, Found, Part, Parts, is_attention};
 
 const WIDTHS: [usize; 3] = [2, 4, 8];
 
@@ -66,6 +66,13 @@ pub(super) fn weight(
         parts.located(codes, steps, step_dtype, shape, layout),
         activations,
     ))
+}
+
+/// What config.json says of a linear layer that is in integers.
+pub(super) fn says(config: &GemmaBits, modules: &[String]) -> Option<String> {
+    let unnamed = "as `modules_to_not_convert` of config.json does not name the module";
+    let skips = modules.iter().any(|module| config.skips(module));
+    (!skips).then(|| unnamed.to_string())
 }
 
 /// The width that config.json has for the module.
