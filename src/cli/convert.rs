@@ -10,9 +10,9 @@ use super::adapters::Adapters;
 use super::console::{Console, human_bytes, table};
 use super::conversion::failure;
 use super::failure::{OrFail, Result};
-use super::plan;
 use super::recipes::load_recipe;
 use super::source::{check_place, hub_id, open_calibration, open_model};
+use super::{grids, plan};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{self, Conversion, Forecast, Options, Report};
 use crate::gemma::ModelPlan;
@@ -162,6 +162,7 @@ fn print(
             report.kept.join(", ")
         );
     }
+    text.push_str(&grids::summary(&report.tensors));
     let worst = report
         .tensors
         .iter()

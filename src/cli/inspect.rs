@@ -270,6 +270,7 @@ fn bundle(path: &Path, args: &Args, console: &Console) -> Result<()> {
             adapter.tensors
         );
     }
+    text.push_str(&super::grids::summary(&provenance.tensors));
     let rows: Vec<Vec<String>> = list.iter().map(|(n, p)| view::summary_row(n, p)).collect();
     text.push_str(&table(&view::SUMMARY, &rows));
     text.push('\n');

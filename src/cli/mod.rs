@@ -14,6 +14,7 @@ mod conversion;
 mod convert;
 mod decode;
 pub mod failure;
+mod grids;
 mod inspect;
 mod interrupt;
 mod pack;

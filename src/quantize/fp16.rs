@@ -32,6 +32,7 @@ pub fn narrow(from: &[f32], to: &mut [f16]) -> Result<()> {
 
 /// The fp16 nearest to a finite `x` within fp16 range, ties to even. `half`'s own conversions from f64
 /// round twice or drop the low bits, depending on the CPU.
+#[inline(always)]
 pub(super) fn nearest(x: f64) -> f16 {
     // Exponent of the last fp16 place: 10 below that of x, at least the subnormals' -24.
     let exponent = ((x.to_bits() >> 52 & 0x7ff) as i64 - 1023).max(-14) - 10;

@@ -63,49 +63,76 @@ fn on_grid(weights: &[f32], codes: &mut [i8]) -> Option<Step> {
             exact: true,
         });
     }
-    for m in 1..=LARGEST {
-        let peak = Peak {
-            max,
-            m: f32::from(m),
-        };
-        if let Some(interval) = peak.interval(weights) {
-            // Only at m = 8 there are both ends to choose from.
-            let sign = if interval.most == i32::from(LARGEST) {
-                -1
-            } else {
-                1
-            };
-            for (code, w) in codes.iter_mut().zip(weights) {
-                *code = (sign * peak.code(*w)) as i8;
-            }
-            let (value, exact) = match peak.common(weights, codes) {
-                Some(value) => (value, true),
-                None => interval.step(),
-            };
-            let value = if sign < 0 { -value } else { value };
-            return Some(Step { value, exact });
+    // Factors that are known here cost nothing.
+    if max < TINY {
+        return (1..=LARGEST).find_map(|m| Peak::new(max, m, UP).step(weights, codes));
+    }
+    let first = padded(weights);
+    let mut near = [false; LARGEST as usize];
+    for (near, m) in near.iter_mut().zip(1..) {
+        *near = Peak::new(max, m, 1.0).is_near(&first);
+    }
+    for (near, m) in near.into_iter().zip(1..) {
+        let peak = Peak::new(max, m, 1.0);
+        let all = near
+            && each_block(
+                weights,
+                #[inline(always)]
+                |block| peak.is_near(block),
+            );
+        if all && let Some(step) = peak.step(weights, codes) {
+            return Some(step);
         }
     }
     None
 }
 
+/// Below this a quotient may be beyond f32, and numbers of bf16 may have fewer digits than eight.
+const TINY: f32 = f32::from_bits((127 - 100) << 23);
+/// Lifts numbers below that.
+const UP: f32 = f32::from_bits((127 + 100) << 23);
+
 /// The largest magnitude; `None` where a number is no bf16, or beyond what fp16 rounds to.
 #[inline(always)]
 fn largest(weights: &[f32]) -> Option<f32> {
     let (mut most, mut low) = ([0u32; LANES], [0u32; LANES]);
-    let (blocks, rest) = weights.as_chunks::<LANES>();
-    let mut padded = [0f32; LANES];
-    padded[..rest.len()].copy_from_slice(rest);
-    for block in blocks.iter().chain([&padded]) {
-        for i in 0..LANES {
-            let bits = block[i].to_bits();
-            most[i] = most[i].max(bits & 0x7fff_ffff);
-            low[i] |= bits & 0xffff;
-        }
-    }
+    each_block(
+        weights,
+        #[inline(always)]
+        |block| {
+            for i in 0..LANES {
+                let bits = block[i].to_bits();
+                most[i] = most[i].max(bits & 0x7fff_ffff);
+                low[i] |= bits & 0xffff;
+            }
+            true
+        },
+    );
     let max = f32::from_bits(most.into_iter().fold(0, u32::max));
     let bf16 = low.into_iter().fold(0, |all, bits| all | bits) == 0;
     (bf16 && max < 65520.0).then_some(max)
+}
+
+/// Calls `work` with numbers, the last block filled up with zeros, until it says no. Tells whether it never did.
+#[inline(always)]
+fn each_block(weights: &[f32], mut work: impl FnMut(&[f32; LANES]) -> bool) -> bool {
+    let (blocks, rest) = weights.as_chunks::<LANES>();
+    for block in blocks {
+        if !work(block) {
+            return false;
+        }
+    }
+    rest.is_empty() || work(&padded(rest))
+}
+
+/// Numbers, at most a block of them, and zeros.
+#[inline(always)]
+fn padded(weights: &[f32]) -> [f32; LANES] {
+    let mut block = [0f32; LANES];
+    for (to, from) in block.iter_mut().zip(weights) {
+        *to = *from;
+    }
+    block
 }
 
 /// A guess: the largest number is `m` steps.
@@ -113,77 +140,131 @@ fn largest(weights: &[f32]) -> Option<f32> {
 struct Peak {
     max: f32,
     m: f32,
+    /// What numbers are lifted by before they are multiplied with `ratio`, which makes integers of them.
+    up: f32,
+    ratio: f32,
 }
 
-/// Bits of the least and the largest possible step times [`MULTIPLE`], both included, and the largest integer.
+/// Bits of the least and the largest possible step times [`MULTIPLE`], both included.
 ///
 /// An end that is not included is moved by one unit in the last place: bounds, and fp16 values times [`MULTIPLE`], have at most 21
 /// bits, so that none lies between.
 struct Interval {
     low: u32,
     high: u32,
-    most: i32,
 }
 
 impl Peak {
+    #[inline(always)]
+    fn new(max: f32, m: u8, up: f32) -> Self {
+        let m = f32::from(m);
+        let ratio = m / (max * up);
+        Peak { max, m, up, ratio }
+    }
+
     /// The integer of a number.
     #[inline(always)]
     fn code(self, w: f32) -> i32 {
-        round_half_even(w / self.max * self.m)
+        round_half_even(w * self.up * self.ratio)
+    }
+
+    /// Integers and step, if the guess is right.
+    #[inline(always)]
+    fn step(self, weights: &[f32], codes: &mut [i8]) -> Option<Step> {
+        let interval = self.interval(weights)?;
+        let sign = self.sign(weights)?;
+        for (code, w) in codes.iter_mut().zip(weights) {
+            *code = (sign * self.code(*w)) as i8;
+        }
+        let (value, exact) = match self.common(weights, codes) {
+            Some(value) => (value, true),
+            None => interval.step(),
+        };
+        let value = if sign < 0 { -value } else { value };
+        Some(Step { value, exact })
+    }
+
+    /// What integers are multiplied with so that none is 8, which there is not; `None` where both ends are taken.
+    #[inline(always)]
+    fn sign(self, weights: &[f32]) -> Option<i32> {
+        if self.m < f32::from(LARGEST) {
+            return Some(1);
+        }
+        let most = i32::from(LARGEST);
+        let (mut above, mut below) = (0, 0);
+        for w in weights {
+            let q = self.code(*w);
+            above |= u32::from(q == most);
+            below |= u32::from(q == -most);
+        }
+        match (above, below) {
+            (0, _) => Some(1),
+            (_, 0) => Some(-1),
+            _ => None,
+        }
+    }
+
+    /// Whether all numbers are near an integer: a quick look that most wrong guesses do not pass, nor a number for which the
+    /// integer is 0. Rounding to bf16 moves a number and the largest by 2^-8 of themselves at most.
+    #[inline(always)]
+    fn is_near(self, block: &[f32; LANES]) -> bool {
+        const NEAR: f32 = 1.0 / 128.0 + 1.0 / 4096.0;
+        // Beside it the last place of an f32 is one, so that the addition rounds.
+        const MAGIC: f32 = 12_582_912.0;
+        let mut far = [0u32; LANES];
+        for i in 0..LANES {
+            let quotient = block[i] * self.ratio;
+            let integer = (quotient + MAGIC) - MAGIC;
+            far[i] = u32::from((quotient - integer).abs() > NEAR * integer.abs());
+        }
+        far.into_iter().fold(0, |any, f| any | f) == 0
     }
 
     /// Every step `x` with `bf16(x * q) = w` for all numbers; `None` where there is none.
     #[inline(always)]
     fn interval(self, weights: &[f32]) -> Option<Interval> {
-        let mut all = Interval {
-            low: 0,
-            high: u32::MAX,
-            most: 0,
-        };
-        let mut least = 0;
-        let (blocks, rest) = weights.as_chunks::<LANES>();
-        let mut padded = [0f32; LANES];
-        padded[..rest.len()].copy_from_slice(rest);
-        let last = (!rest.is_empty()).then_some(&padded);
-        for block in blocks.iter().chain(last) {
-            let (mut low, mut high) = ([0u32; LANES], [u32::MAX; LANES]);
-            let (mut q, mut wrong) = ([0i32; LANES], [0u32; LANES]);
-            for i in 0..LANES {
-                let bits = block[i].to_bits() & 0x7fff_ffff;
-                q[i] = self.code(block[i]);
-                // Half a place of bf16 on either side, a quarter below a power of two.
-                let below = f32::from_bits(bits.wrapping_sub(0x8000));
-                let above = f32::from_bits(bits.wrapping_add(0x8000));
-                let times = MULTIPLE / q[i].abs() as f32;
-                let odd = bits >> 16 & 1;
-                let is_zero = bits == 0;
-                // The ends round to this number where its last digit is even.
-                let (from, to) = (
-                    (below * times).to_bits().wrapping_add(odd),
-                    (above * times).to_bits().wrapping_sub(odd),
-                );
-                low[i] = if is_zero { 0 } else { from };
-                high[i] = if is_zero { u32::MAX } else { to };
-                wrong[i] = u32::from((q[i] == 0) != is_zero);
-            }
-            all.low = low.into_iter().fold(all.low, u32::max);
-            all.high = high.into_iter().fold(all.high, u32::min);
-            all.most = q.into_iter().fold(all.most, i32::max);
-            least = q.into_iter().fold(least, i32::min);
-            let both = all.most == i32::from(LARGEST) && least == -i32::from(LARGEST);
-            let wrong = wrong.into_iter().fold(0, |any, w| any | w) != 0;
-            if wrong || both || all.low > all.high {
-                return None;
-            }
-        }
-        Some(all)
+        let (mut low, mut high) = ([0u32; LANES], [u32::MAX; LANES]);
+        let mut wrong = [0u32; LANES];
+        each_block(
+            weights,
+            #[inline(always)]
+            |block| {
+                for i in 0..LANES {
+                    let bits = block[i].to_bits() & 0x7fff_ffff;
+                    let q = self.code(block[i]);
+                    let is_zero = bits == 0;
+                    if self.up != 1.0 {
+                        wrong[i] |= u32::from((q == 0) != is_zero);
+                    }
+                    // A zero says nothing; the largest number in its place nothing new.
+                    let bits = if is_zero { self.max.to_bits() } else { bits };
+                    let size = if is_zero { self.m } else { q.abs() as f32 };
+                    // Half a place of bf16 on either side, a quarter below a power of two.
+                    let below = f32::from_bits(bits.wrapping_sub(0x8000));
+                    let above = f32::from_bits(bits.wrapping_add(0x8000));
+                    let times = MULTIPLE / size;
+                    let odd = bits >> 16 & 1;
+                    // The ends round to this number where its last digit is even.
+                    low[i] = low[i].max((below * times).to_bits().wrapping_add(odd));
+                    high[i] = high[i].min((above * times).to_bits().wrapping_sub(odd));
+                }
+                true
+            },
+        );
+        let low = low.into_iter().fold(0, u32::max);
+        let high = high.into_iter().fold(u32::MAX, u32::min);
+        let wrong = wrong.into_iter().fold(0, |any, w| any | w) != 0;
+        (!wrong && low <= high).then_some(Interval { low, high })
     }
 
     /// The step, where every number is exactly its integer times the same fp16 value.
     #[inline(always)]
     fn common(self, weights: &[f32], codes: &[i8]) -> Option<f16> {
-        let value = nearest(f64::from(self.max) / f64::from(self.m));
+        let value = f16::from_f32(self.max / self.m);
         let step = value.to_f32();
+        if step * self.m != self.max {
+            return None;
+        }
         let mut pairs = weights.iter().zip(codes);
         let all = pairs.all(|(w, q)| w.abs() == f32::from(*q).abs() * step);
         all.then_some(value)
@@ -192,6 +273,7 @@ impl Peak {
 
 impl Interval {
     /// The fp16 value nearest to the middle, and whether it is inside.
+    #[inline(always)]
     fn step(&self) -> (f16, bool) {
         // Bounds as they were before an end was moved.
         let bound = |bits: u32| f64::from(f32::from_bits(bits.wrapping_add(8) & !15));
@@ -207,6 +289,7 @@ impl Interval {
         }
     }
 
+    #[inline(always)]
     fn contains(&self, value: f16) -> bool {
         let bits = (value.to_f32() * MULTIPLE).to_bits();
         value > f16::ZERO && value.is_finite() && (self.low..=self.high).contains(&bits)
@@ -214,5 +297,4 @@ impl Interval {
 }
 
 #[cfg(test)]
-#[path = "grid/tests.rs"]
 mod tests;

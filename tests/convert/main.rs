@@ -11,6 +11,7 @@ mod determinism;
 mod faults;
 #[cfg(unix)]
 mod forecast;
+mod grid;
 mod helpers;
 #[cfg(all(unix, debug_assertions))]
 mod kills;

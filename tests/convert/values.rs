@@ -118,17 +118,23 @@ pub fn unpacked(function: &ReadFunction, op: &ReadOp) -> Vec<f32> {
 fn expected(values: &[f16], outputs: usize, scheme: &str) -> Vec<f32> {
     let inputs = values.len() / outputs;
     let exact: Vec<f32> = values.iter().map(|v| v.to_f32()).collect();
-    let integer = |levels: f32, block: usize| -> Vec<f32> {
+    // Of the checkpoints here none lies on a grid.
+    let integer = |levels: f32, block: usize, full: bool| -> Vec<f32> {
+        let (divisor, least) = match full {
+            true => (levels + 0.5, -levels - 1.0),
+            false => (levels, -levels),
+        };
         exact
             .chunks(block)
             .flat_map(|b| {
                 let max = b.iter().fold(0f32, |m, w| m.max(w.abs()));
-                let scale = f16::from_f32(max / levels).to_f32();
+                let scale = f16::from_f32(max / divisor).to_f32();
                 b.iter().map(move |w| {
-                    let q = f16::from_f32(w / scale)
-                        .to_f32()
-                        .round_ties_even()
-                        .clamp(-levels, levels);
+                    let quotient = match full {
+                        true => w / scale,
+                        false => f16::from_f32(w / scale).to_f32(),
+                    };
+                    let q = quotient.round_ties_even().clamp(least, levels);
                     f16::from_f32(q * scale).to_f32()
                 })
             })
@@ -137,11 +143,14 @@ fn expected(values: &[f16], outputs: usize, scheme: &str) -> Vec<f32> {
     if scheme == "fp16" {
         return exact;
     }
-    if scheme == "int8-channel" {
-        return integer(127.0, inputs);
-    }
-    if let Some(block) = scheme.strip_prefix("int4-block") {
-        return integer(7.0, block.parse().unwrap());
+    if let Some((bits, rest)) = scheme.strip_prefix("int").and_then(|s| s.split_once('-')) {
+        let levels = if bits == "4" { 7.0 } else { 127.0 };
+        let (shared, full) = match rest.strip_suffix("-full") {
+            Some(shared) => (shared, true),
+            None => (rest, false),
+        };
+        let block = shared.strip_prefix("block");
+        return integer(levels, block.map_or(inputs, |b| b.parse().unwrap()), full);
     }
     let mut fields = scheme.strip_prefix("palette").unwrap().split('-');
     let nbits: u8 = fields.next().unwrap().parse().unwrap();
@@ -248,7 +257,7 @@ fn expected_form(group: &[f16], inputs: usize, nbits: u8, form: &str) -> Vec<f32
     (0..group.len()).map(value).collect()
 }
 
-fn op<'a>(package: &'a Package, tensor: &str) -> (&'a ReadFunction, &'a ReadOp) {
+pub fn op<'a>(package: &'a Package, tensor: &str) -> (&'a ReadFunction, &'a ReadOp) {
     let id = tensor.replace('.', "_");
     let function = &package.functions()[package.default_function()];
     let found: Vec<&ReadOp> = function

@@ -47,6 +47,7 @@ pub struct Conversion<'a> {
     task: Task,
     staging: Staging,
     forecast: Forecast,
+    grid_note: Option<String>,
     threads: Option<usize>,
     room: Option<Room>,
 }
@@ -64,23 +65,23 @@ impl<'a> Conversion<'a> {
     ) -> Result<Self> {
         let plan = checked_plan(checkpoint)?;
         let staging = Staging::lock(out, options.replaces())?;
-        let decided =
-            Task::new((checkpoint, &plan), recipe, staging.output(), options).and_then(|task| {
-                let job = Job {
-                    checkpoint,
-                    plan: &plan,
-                    task: &task,
-                };
-                let forecast = job.forecast(options.threads)?;
-                Ok((task, forecast))
-            });
+        let decided = Task::new((checkpoint, &plan), recipe, staging.output(), options).and_then(|task| {
+            let job = Job {
+                checkpoint,
+                plan: &plan,
+                task: &task,
+            };
+            let (forecast, note) = (job.forecast(options.threads)?, job.grid_note()?);
+            Ok((task, forecast, note))
+        });
         match decided {
-            Ok((task, forecast)) => Ok(Self {
+            Ok((task, forecast, grid_note)) => Ok(Self {
                 checkpoint,
                 plan,
                 task,
                 staging,
                 forecast,
+                grid_note,
                 threads: options.threads,
                 room: options.room,
             }),
@@ -133,7 +134,11 @@ impl<'a> Conversion<'a> {
             stages: Stages::default(),
         };
         match build.run() {
-            Ok(built) => build.finish(built, start.elapsed()),
+            Ok(built) => {
+                let mut report = build.finish(built, start.elapsed())?;
+                report.notes.extend(self.grid_note);
+                Ok(report)
+            }
             Err(e) => {
                 build.give_up();
                 Err(e)

@@ -32,7 +32,7 @@ pub struct Report {
     pub resumed: Vec<String>,
     /// Units taken over from the bundle that was there: tables as they were, packages with their weights at least.
     pub kept: Vec<String>,
-    /// What may not work as hoped: weight files that are large for the Neural Engine.
+    /// What may not work as hoped: weight files that are large for the Neural Engine, integers that were not kept.
     pub notes: Vec<String>,
     /// Largest resident size of the process so far, memory-mapped pages included, where the system says.
     pub peak_rss: Option<u64>,

@@ -1,4 +1,5 @@
-//! What a conversion will make and take: files, disk, memory, time. Reads headers and vectors, and no matrix.
+//! What a conversion will make and take: files, disk, memory, time. Reads headers and vectors, and of matrices a
+//! few groups at most.
 //!
 //! Uses [`super::decide`], and the files beside it. No weight is quantized here, and nothing is written.
 

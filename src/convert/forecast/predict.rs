@@ -1,16 +1,16 @@
-//! What a conversion will make and take, predicted from headers and vectors: no matrix is read.
+//! What a conversion will make and take, predicted from headers and vectors: of matrices a few groups are read at most.
 
 use super::estimate;
 use super::types::{
     FileForecast, Forecast, PackageForecast, SchemeForecast, SchemeTotal, TableForecast, note,
 };
 use crate::bundle::error::at;
-use crate::bundle::provenance::{FileRecord, TensorRecord};
+use crate::bundle::provenance::{FileRecord, GridRecord, TensorRecord};
 use crate::bundle::{layout, npy};
 use crate::checkpoint::{Checkpoint, StoredDType};
 use crate::convert::decide::{
     ByConst, Job, Origin, PackageUnit, Resolved, ResolvedChunk, Task, Unit, checked_plan,
-    own_weights, package_error, tensor_record,
+    grid_record, matrix, own_weights, package_error, tensor_record,
 };
 use crate::convert::error::Result;
 use crate::convert::options::Options;
@@ -61,6 +61,7 @@ impl Job<'_> {
             notes: sizes
                 .filter_map(|(name, bytes)| note(name, bytes))
                 .chain(self.task.notes(self.checkpoint))
+                .chain(self.grid_note()?)
                 .collect(),
             packages: all.packages,
             files,
@@ -204,7 +205,8 @@ impl Job<'_> {
                     let binding = &weight.binding;
                     let exact = weight.scheme == Scheme::Fp16
                         && self.is_fp16(&binding.tensor, &binding.source_shape)?;
-                    all.weight(weight, exact);
+                    let grid = self.expected_grid(weight, &chunk.spec.name)?;
+                    all.weight(weight, exact, grid);
                 }
             }
         }
@@ -311,6 +313,21 @@ impl Job<'_> {
         Ok(bytes)
     }
 
+    /// The record of integers that a weight's scheme keeps, its groups counted as if all were alike.
+    fn expected_grid(&self, weight: &Resolved, package: &str) -> Result<Option<GridRecord>> {
+        let binding = &weight.binding;
+        let view = self
+            .checkpoint
+            .tensor(&binding.tensor, &binding.source_shape)?;
+        let rules = &self.task.recipe_of(package).quantize;
+        let tuned = rules.importance || rules.compensate.is_some();
+        let record = grid_record(weight.scheme, matrix(binding), view.grid(), tuned);
+        Ok(record.map(|record| GridRecord {
+            on: record.groups,
+            ..record
+        }))
+    }
+
     /// Whether a tensor is likely to be fp16 without an error: it is stored so, or has few values in bf16, which only those below
     /// 2^-16 are too fine for.
     fn is_fp16(&self, tensor: &str, shape: &[usize]) -> Result<bool> {
@@ -385,11 +402,14 @@ impl Collected {
         self.files.insert(name, file);
     }
 
-    fn weight(&mut self, weight: &Resolved, lossless: bool) {
+    fn weight(&mut self, weight: &Resolved, lossless: bool, grid: Option<GridRecord>) {
         let chosen = (weight.scheme.to_string(), weight.reason.clone());
         let size = (weight.elements, weight.bytes);
         let (tensor, file) = (&weight.binding.tensor, &weight.package);
         self.tensor(tensor, file, chosen, size, lossless);
+        if let Some(record) = self.tensors.last_mut() {
+            record.grid = grid;
+        }
     }
 
     fn record(&mut self, tensor: &str, file: &str, scheme: &str, size: (u64, u64), exact: bool) {

@@ -32,7 +32,7 @@ pub struct Forecast {
     pub memory: u64,
     /// How long it will take.
     pub time: Time,
-    /// What may not work as hoped: weight files that are large for the Neural Engine.
+    /// What may not work as hoped: weight files that are large for the Neural Engine, integers that are not kept.
     pub notes: Vec<String>,
 }
 

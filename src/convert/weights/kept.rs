@@ -5,6 +5,7 @@ use super::input::Input;
 use super::tile::{Buffers, Stopped, Tiler, failed};
 use crate::bundle::provenance::GridRecord;
 use crate::checkpoint::Grid;
+use crate::convert::decide::{LOOKED_FOR, grid_record};
 use crate::convert::error::{Error, Result};
 use crate::package::Part;
 use crate::quantize::grid::{fp16_product, recover};
@@ -13,9 +14,6 @@ use crate::quantize::{BitPacker, ErrorStats, Scheme};
 use half::f16;
 use rayon::prelude::*;
 use std::ops::Range;
-
-/// Bits of the integers that are looked for in numbers.
-const LOOKED_FOR: u8 = 4;
 
 /// Where the integers of a tensor come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,15 +41,12 @@ impl Counts {
         self.inexact += other.inexact;
     }
 
-    fn record(self, nbits: u8, block: Option<usize>, given: bool) -> GridRecord {
+    fn into_record(self, empty: GridRecord) -> GridRecord {
         GridRecord {
-            nbits,
-            block,
-            given,
-            groups: self.on + self.off,
             on: self.on,
             off: self.off,
             inexact: self.inexact,
+            ..empty
         }
     }
 }
@@ -102,20 +97,21 @@ impl Tiler<'_> {
             self.push_codes(&mut packer, &tile)?;
         }
         self.finish(packer, Part::Scale, &scales)?;
-        let record = match (stored, origin) {
-            (Some(grid), _) => {
-                let block = Some(grid.block).filter(|block| *block != inputs);
-                Some(counts.record(grid.nbits, block, true))
-            }
-            (None, _) if nbits == LOOKED_FOR => Some(counts.record(nbits, shared, false)),
-            (None, _) => None,
-        };
+        let record = grid_record(scheme, self.shape(), stored, false);
+        let record = record.map(|empty| counts.into_record(empty));
         Ok((total, record))
+    }
+
+    /// Rows and their length.
+    fn shape(&self) -> [usize; 2] {
+        let inputs = self.input.inputs;
+        [self.input.view.len() / inputs.max(1), inputs]
     }
 
     /// Palettes of single rows for integers that the checkpoint gives: an entry is an integer times the row's step.
     pub fn given_palettes(
         &mut self,
+        scheme: Scheme,
         nbits: u8,
         grid: Grid,
     ) -> std::result::Result<(ErrorStats, Option<GridRecord>), Stopped> {
@@ -150,7 +146,8 @@ impl Tiler<'_> {
             self.push_codes(&mut packer, &tile)?;
         }
         self.finish(packer, Part::Lut, &luts)?;
-        Ok((total, Some(counts.record(grid.nbits, None, true))))
+        let record = grid_record(scheme, self.shape(), Some(grid), false);
+        Ok((total, record.map(|empty| counts.into_record(empty))))
     }
 }
 
@@ -365,3 +362,6 @@ fn step_range(input: &Input<'_>, element: usize, step: f32, factor: f32) -> Erro
         step: f64::from(step) * f64::from(factor),
     }
 }
+
+#[cfg(test)]
+mod tests;

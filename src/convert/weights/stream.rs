@@ -35,7 +35,7 @@ pub(super) fn stream(
         Scheme::Fp16 => tiler.fp16(),
         Scheme::Palette { nbits, group, form } => {
             if let Some(grid) = tiler.given(scheme).filter(|_| tuning.is_by_weights()) {
-                return tiler.given_palettes(nbits, grid);
+                return tiler.given_palettes(scheme, nbits, grid);
             }
             let length = match group {
                 Grouping::Tensor => outputs * inputs,
