@@ -1,7 +1,8 @@
 //! `model_config.json` (bundle contract, 4.3).
 
 use super::error::{Error, Result, at};
-use super::{layout, row_format::RowFormat};
+use super::layout;
+use crate::quantize::TableScheme;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -90,9 +91,12 @@ pub struct BundleConfig {
     /// KV heads of the caches are padded to a multiple of this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pad_kv_heads: Option<usize>,
-    /// Format of both row tables.
+    /// Format of the row tables.
     #[serde(default)]
-    pub table_format: RowFormat,
+    pub table_format: TableScheme,
+    /// Format of the per-layer table, where it is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_layer_table_format: Option<TableScheme>,
     /// `proportional`, or `all-pairs` (full-layer RoPE tables as published, which rotate every pair).
     #[serde(default = "default_rope")]
     pub full_rope: String,
@@ -171,6 +175,11 @@ impl BundleConfig {
     /// Rows of the per-layer table.
     pub fn per_layer_rows(&self) -> usize {
         self.vocab_size_per_layer_input.unwrap_or(self.vocab_size)
+    }
+
+    /// Format of the per-layer table.
+    pub fn per_layer_table_format(&self) -> TableScheme {
+        self.per_layer_table_format.unwrap_or(self.table_format)
     }
 
     /// Checks what can be checked without the other files.

@@ -1,6 +1,6 @@
 //! File names of a bundle. The int8 and RoPE names are those of the published runtime (bundle contract, 4.1).
 
-use super::row_format::RowFormat;
+use crate::quantize::TableScheme;
 use std::path::Path;
 
 /// Model facts, read by the device runtime.
@@ -73,19 +73,22 @@ pub fn package_dir(chunk: &str) -> String {
     format!("{chunk}.mlpackage")
 }
 
-/// File of a row table's values: `STEM_q8.bin` (int8), `STEM_q4.bin` (int4, two a byte), `STEM_fp16.bin`.
-pub fn table_data(stem: &str, format: RowFormat) -> String {
+/// File of a row table's values: `STEM_q8.bin`, `STEM_q4.bin`, `STEM_q2.bin` (integers of so many bits), `STEM_fp16.bin`.
+pub fn table_data(stem: &str, format: TableScheme) -> String {
     match format {
-        RowFormat::Int8 => format!("{stem}_q8.bin"),
-        RowFormat::Int4 => format!("{stem}_q4.bin"),
-        RowFormat::Fp16 => format!("{stem}_fp16.bin"),
+        TableScheme::RowsInt8 => format!("{stem}_q8.bin"),
+        TableScheme::RowsInt4 => format!("{stem}_q4.bin"),
+        TableScheme::RowsFp16 => format!("{stem}_fp16.bin"),
+        TableScheme::RowsSteps { bits, .. } => format!("{stem}_q{}.bin", bits.count()),
     }
 }
 
-/// File of a row table's fp16 scales, `STEM_scales.bin`; `None` for fp16 rows, which have none.
-pub fn table_scales(stem: &str, format: RowFormat) -> Option<String> {
+/// File of a row table's fp16 scales, `STEM_scales.bin`, or steps, `STEM_steps.bin`: a runtime that knows scales alone does not
+/// find them. `None` for fp16 rows, which have neither.
+pub fn table_scales(stem: &str, format: TableScheme) -> Option<String> {
     match format {
-        RowFormat::Int8 | RowFormat::Int4 => Some(format!("{stem}_scales.bin")),
-        RowFormat::Fp16 => None,
+        TableScheme::RowsInt8 | TableScheme::RowsInt4 => Some(format!("{stem}_scales.bin")),
+        TableScheme::RowsFp16 => None,
+        TableScheme::RowsSteps { .. } => Some(format!("{stem}_steps.bin")),
     }
 }

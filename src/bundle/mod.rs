@@ -16,7 +16,7 @@
 //! | `provenance.json` | [`Provenance`]: recipe, checkpoint hash, tool version, scheme and error per tensor |
 //!
 //! H is the hidden size, L the layers, D the per-layer dimension, V and Vp the rows of the two vocabularies. Tables of
-//! another [`RowFormat`] have other file names, see [`layout`].
+//! another [`TableScheme`](crate::quantize::TableScheme) have other file names, see [`layout`].
 
 pub mod archive;
 pub mod config;
@@ -31,7 +31,6 @@ pub mod table;
 mod check;
 mod chunk;
 mod open;
-mod row_format;
 
 pub use chunk::Chunk;
 pub use config::BundleConfig;
@@ -39,5 +38,4 @@ pub use error::{Error, Result};
 pub use npy::NpyTable;
 pub use open::{Bundle, RopeTables};
 pub use provenance::Provenance;
-pub use row_format::RowFormat;
 pub use table::RowTable;

@@ -245,7 +245,7 @@ fn open_per_layer(dir: &Path, config: &BundleConfig) -> Result<PerLayer> {
     let table = RowTable::open(
         dir,
         layout::PER_LAYER_STEM,
-        config.table_format,
+        config.per_layer_table_format(),
         config.per_layer_rows(),
         width,
     )?;

@@ -5,13 +5,14 @@
 //! | int8 | i8 `[rows, dim]` | fp16 `[rows]` | `q * (scale / 127)` |
 //! | int4 | two's complement nibbles, low one first, each row padded to a byte | fp16 `[rows]` | `q * (scale / 7)` |
 //! | fp16 | fp16 `[rows, dim]` | none | the value |
+//! | steps | two's complement of 2, 4 or 8 bits, lowest bits first, each row padded to a byte | fp16 `[rows, dim / block]`, rounded up | `q * step` |
 //!
 //! A reader multiplies by a constant (sqrt of the row width's model dimension) in f32 and rounds to fp16, as the device
 //! runtime does (bundle contract, 4.2 and 5.2).
 
 use super::error::{Error, Result, at};
 use super::layout;
-pub use super::row_format::RowFormat;
+use crate::quantize::TableScheme;
 use half::f16;
 use memmap2::Mmap;
 use std::fs::File;
@@ -20,7 +21,7 @@ use std::path::{Path, PathBuf};
 /// A table on disk, `[rows, dim]`.
 #[derive(Debug)]
 pub struct RowTable {
-    format: RowFormat,
+    format: TableScheme,
     rows: usize,
     dim: usize,
     name: String,
@@ -33,7 +34,7 @@ impl RowTable {
     pub fn open(
         dir: &Path,
         stem: &str,
-        format: RowFormat,
+        format: TableScheme,
         rows: usize,
         dim: usize,
     ) -> Result<Self> {
@@ -45,11 +46,15 @@ impl RowTable {
         #[cfg(target_os = "linux")]
         let _ = data.advise(memmap2::Advice::NoHugePage);
         let scales = match layout::table_scales(stem, format) {
-            Some(file) => Some(map_exact(
-                &dir.join(file),
-                rows as u64 * 2,
-                &format!("{rows} fp16 scales"),
-            )?),
+            Some(file) => {
+                let each = format.row_scales(dim);
+                let why = match format {
+                    TableScheme::RowsSteps { .. } => format!("{rows} rows of {each} fp16 steps"),
+                    _ => format!("{rows} fp16 scales"),
+                };
+                let bytes = rows as u64 * each as u64 * 2;
+                Some(map_exact(&dir.join(file), bytes, &why)?)
+            }
             None => None,
         };
         Ok(Self {
@@ -73,7 +78,7 @@ impl RowTable {
     }
 
     /// How rows are stored.
-    pub fn format(&self) -> RowFormat {
+    pub fn format(&self) -> TableScheme {
         self.format
     }
 
@@ -82,32 +87,43 @@ impl RowTable {
         self.check(row, out.len())?;
         let width = self.format.row_bytes(self.dim);
         let bytes = &self.data[row * width..(row + 1) * width];
+        let product = |q: i8, step: f32| stored(f32::from(q) * step * multiplier);
         match self.format {
-            RowFormat::Int8 => {
+            TableScheme::RowsInt8 => {
                 let scale = self.scale(row) / 127.0;
                 for (o, &b) in out.iter_mut().zip(bytes) {
-                    *o = stored(f32::from(b as i8) * scale * multiplier);
+                    *o = product(b as i8, scale);
                 }
             }
-            RowFormat::Int4 => {
+            TableScheme::RowsInt4 => {
                 let scale = self.scale(row) / 7.0;
                 for (i, o) in out.iter_mut().enumerate() {
-                    *o = stored(f32::from(nibble(bytes[i / 2], i % 2)) * scale * multiplier);
+                    *o = product(integer(bytes, 4, i), scale);
                 }
             }
-            RowFormat::Fp16 => {
+            TableScheme::RowsFp16 => {
                 for (o, b) in out.iter_mut().zip(bytes.chunks_exact(2)) {
                     *o = stored(f16::from_le_bytes([b[0], b[1]]).to_f32() * multiplier);
+                }
+            }
+            TableScheme::RowsSteps { bits, .. } => {
+                let block = self.format.block(self.dim);
+                let first = row * self.format.row_scales(self.dim);
+                for (i, out) in out.chunks_mut(block).enumerate() {
+                    let step = self.scale(first + i);
+                    for (j, o) in out.iter_mut().enumerate() {
+                        *o = product(integer(bytes, bits.count(), i * block + j), step);
+                    }
                 }
             }
         }
         Ok(())
     }
 
-    /// The row's fp16 scale; 1 for fp16 rows.
-    fn scale(&self, row: usize) -> f32 {
+    /// An fp16 scale or step; 1 for fp16 rows.
+    fn scale(&self, at: usize) -> f32 {
         self.scales.as_ref().map_or(1.0, |s| {
-            f16::from_le_bytes([s[row * 2], s[row * 2 + 1]]).to_f32()
+            f16::from_le_bytes([s[at * 2], s[at * 2 + 1]]).to_f32()
         })
     }
 
@@ -135,13 +151,11 @@ fn stored(x: f32) -> f32 {
     f16::from_f32(x).to_f32()
 }
 
-/// Nibble 0 (low) or 1 (high) of a byte as a two's complement number.
-fn nibble(byte: u8, which: usize) -> i8 {
-    if which == 0 {
-        ((byte << 4) as i8) >> 4
-    } else {
-        (byte as i8) >> 4
-    }
+/// Integer `at` of a row of two's complement numbers of `nbits`, lowest bits first.
+fn integer(bytes: &[u8], nbits: u8, at: usize) -> i8 {
+    let bits = usize::from(nbits);
+    let (byte, shift) = (at * bits / 8, at * bits % 8);
+    ((bytes[byte] >> shift << (8 - bits)) as i8) >> (8 - bits)
 }
 
 /// Maps a file that must have exactly `expected` bytes.
@@ -185,7 +199,8 @@ mod tests {
             .flat_map(|&s| f16::from_f32(s).to_le_bytes())
             .collect();
         write(dir.path(), "embed_tokens_scales.bin", &scales);
-        let table = RowTable::open(dir.path(), "embed_tokens", RowFormat::Int8, 2, 3).unwrap();
+        let table =
+            RowTable::open(dir.path(), "embed_tokens", TableScheme::RowsInt8, 2, 3).unwrap();
         let mut row = [0f32; 3];
         table.row(0, 8.0, &mut row).unwrap();
         // 127 * (0.5 / 127) * 8 = 4; 1 * (0.5 / 127) * 8 = 0.031496 -> nearest fp16
@@ -212,7 +227,7 @@ mod tests {
             "t_scales.bin",
             &f16::from_f32(7.0).to_le_bytes(),
         );
-        let table = RowTable::open(dir.path(), "t", RowFormat::Int4, 1, 3).unwrap();
+        let table = RowTable::open(dir.path(), "t", TableScheme::RowsInt4, 1, 3).unwrap();
         let mut row = [0f32; 3];
         table.row(0, 2.0, &mut row).unwrap();
         assert_eq!(row, [14.0, -14.0, -2.0]);
@@ -222,16 +237,68 @@ mod tests {
             .flat_map(|&s| f16::from_f32(s).to_le_bytes())
             .collect();
         write(dir.path(), "t_fp16.bin", &values);
-        let table = RowTable::open(dir.path(), "t", RowFormat::Fp16, 1, 2).unwrap();
+        let table = RowTable::open(dir.path(), "t", TableScheme::RowsFp16, 1, 2).unwrap();
         let mut row = [0f32; 2];
         table.row(0, 3.0, &mut row).unwrap();
         assert_eq!(row, [4.5, -6.0]);
     }
 
+    /// Little-endian fp16.
+    fn halves(values: &[f32]) -> Vec<u8> {
+        let bytes = values.iter().map(|&v| f16::from_f32(v).to_le_bytes());
+        bytes.flatten().collect()
+    }
+
+    #[test]
+    fn rows_of_steps_are_the_integer_times_the_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |format: &str, rows, dim| {
+            let format = format.parse().unwrap();
+            RowTable::open(dir.path(), "t", format, rows, dim)
+        };
+        // -2 -1 1 0, 1 -2 in two rows of three, each padded to a byte.
+        write(dir.path(), "t_q2.bin", &[0b00_01_11_10, 0b00_10_01_00]);
+        write(dir.path(), "t_steps.bin", &halves(&[0.5, 3.0]));
+        let table = open("rows-int2-row", 2, 3).unwrap();
+        let mut row = [0f32; 3];
+        table.row(0, 8.0, &mut row).unwrap();
+        assert_eq!(row, [-8.0, -4.0, 4.0]);
+        table.row(1, 1.0, &mut row).unwrap();
+        assert_eq!(row, [0.0, 3.0, -6.0]);
+
+        write(dir.path(), "t_q4.bin", &[0x78, 0x0f]);
+        write(dir.path(), "t_steps.bin", &halves(&[1.0, -2.0, 0.1]));
+        let table = open("rows-int4-block1", 1, 3).unwrap();
+        table.row(0, 1.5, &mut row).unwrap();
+        let last = f16::from_f32(-f16::from_f32(0.1).to_f32() * 1.5).to_f32();
+        assert_eq!(row, [-12.0, -21.0, last]);
+
+        write(dir.path(), "t_q8.bin", &[0x80, 0x7f, 1, 0xff]);
+        write(dir.path(), "t_steps.bin", &halves(&[2.0, 100.0]));
+        let table = open("rows-int8-block2", 1, 4).unwrap();
+        let mut row = [0f32; 4];
+        table.row(0, 1.0, &mut row).unwrap();
+        assert_eq!(row, [-256.0, 254.0, 100.0, -100.0]);
+        let error = open("rows-int8-block2", 1, 6).unwrap_err().to_string();
+        assert!(
+            error.contains("t_q8.bin: expected 6 bytes (1 rows of 6), got 4"),
+            "{error}"
+        );
+        write(dir.path(), "t_steps.bin", &[0; 5]);
+        let error = open("rows-int8-block2", 1, 4).unwrap_err().to_string();
+        assert!(
+            error.contains("t_steps.bin: expected 4 bytes (1 rows of 2 fp16 steps), got 5"),
+            "{error}"
+        );
+        std::fs::remove_file(dir.path().join("t_steps.bin")).unwrap();
+        let error = open("rows-int8-block2", 1, 4).unwrap_err();
+        assert!(matches!(&error, Error::Missing { path, .. } if path.ends_with("t_steps.bin")));
+    }
+
     #[test]
     fn missing_and_short_files_are_named() {
         let dir = tempfile::tempdir().unwrap();
-        let open = || RowTable::open(dir.path(), "t", RowFormat::Int8, 2, 3);
+        let open = || RowTable::open(dir.path(), "t", TableScheme::RowsInt8, 2, 3);
         assert!(matches!(open(), Err(Error::Missing { .. })));
         write(dir.path(), "t_q8.bin", &[0; 5]);
         assert!(matches!(

@@ -232,11 +232,12 @@ fn cache_bytes(decoder: &Decoder) -> u64 {
 
 /// Bytes of the rows of one token in the bundle's tables, scales included.
 fn row_bytes(bundle: &Bundle) -> u64 {
-    let config = bundle.config();
-    let widths = [config.hidden_size, config.per_layer_width()];
-    let rows = widths.iter().filter(|&&width| width > 0);
-    rows.map(|&width| config.table_format.row_bytes(width) as u64 + 2)
-        .sum()
+    let tables = [Some(bundle.embed_table()), bundle.per_layer_table()];
+    let rows = tables.into_iter().flatten().map(|table| {
+        let (format, dim) = (table.format(), table.dim());
+        format.row_bytes(dim) + format.row_scales(dim) * 2
+    });
+    rows.sum::<usize>() as u64
 }
 
 fn output(

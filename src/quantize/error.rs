@@ -21,10 +21,15 @@ pub enum Error {
         reason: &'static str,
     },
     /// The text is not a row-table scheme.
-    #[error("unknown table scheme \"{text}\": expected rows-int8, rows-int4 or rows-fp16")]
+    #[error(
+        "unknown table scheme \"{text}\": {reason}; expected rows-int8, rows-int4, rows-fp16, \
+         rows-int{{2,4,8}}-block<size> or rows-int{{2,4,8}}-row"
+    )]
     TableScheme {
         /// What was given.
         text: String,
+        /// Which part of it is wrong.
+        reason: &'static str,
     },
     /// A bit width that has no Core ML type.
     #[error("{nbits} bits per weight: expected 1, 2, 3, 4, 6 or 8")]
@@ -120,7 +125,7 @@ pub enum Error {
     /// Some elements were counted without an importance and some with one.
     #[error("a histogram is either weighted by importance or not, never in part")]
     MixedImportance,
-    /// A value to pack that needs more bits than the width has.
+    /// A value to pack that needs more bits than the width has; of a negative one its byte.
     #[error("value {value} at {index} does not fit {nbits} bits")]
     PackRange {
         /// Position in the slice given.

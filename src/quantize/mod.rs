@@ -28,6 +28,7 @@ pub mod sparse;
 pub mod stats;
 mod sums;
 pub mod table;
+pub mod table_scheme;
 pub mod vector;
 mod wide;
 
@@ -39,8 +40,9 @@ pub use moments::Moments;
 pub use pack::{BitPacker, pack, packed_len, unpack};
 pub use palette::{GroupResult, Lut, Scratch, palettize_group};
 pub use scaled::{ScaledLuts, scale_luts};
-pub use scheme::{Grouping, IntRange, PaletteForm, Scheme, TableScheme};
+pub use scheme::{Grouping, IntRange, PaletteForm, Scheme};
 pub use shared::SharedPalettes;
 pub use sparse::palettize_sparse;
 pub use stats::ErrorStats;
+pub use table_scheme::{RowBlock, StepBits, TableScheme};
 pub use vector::palettize_vectors;

@@ -78,25 +78,42 @@ pub fn pack(values: &[u8], nbits: u8, out: &mut Vec<u8>) -> Result<()> {
     Ok(())
 }
 
-/// Packs int4 values (-8..=7, two's complement) as one stream, appended to `out`.
-pub fn pack_int4(values: &[i8], out: &mut Vec<u8>) -> Result<()> {
-    if let Some(index) = values.iter().position(|v| !(-8..8).contains(v)) {
+/// Packs two's complement values of `nbits` (2, 4 or 8) as one stream, appended to `out`.
+pub fn pack_signed(values: &[i8], nbits: u8, out: &mut Vec<u8>) -> Result<()> {
+    let limit = match nbits {
+        2 | 4 | 8 => 1i16 << (nbits - 1),
+        _ => return Err(Error::Bits { nbits }),
+    };
+    let fits = |v: &i8| (-limit..limit).contains(&i16::from(*v));
+    if let Some(index) = values.iter().position(|v| !fits(v)) {
         let value = values[index] as u8;
         return Err(Error::PackRange {
             index,
             value,
-            nbits: 4,
+            nbits,
         });
     }
-    out.reserve(packed_len(values.len(), 4));
-    let (pairs, last) = values.as_chunks::<2>();
-    out.extend(
-        pairs
-            .iter()
-            .map(|&[low, high]| (low as u8 & 15) | (high as u8) << 4),
-    );
-    out.extend(last.iter().map(|&low| low as u8 & 15));
+    out.reserve(packed_len(values.len(), nbits));
+    match nbits {
+        2 => join::<4>(values, out),
+        4 => join::<2>(values, out),
+        _ => join::<1>(values, out),
+    }
     Ok(())
+}
+
+/// Appends bytes of `N` values each.
+fn join<const N: usize>(values: &[i8], out: &mut Vec<u8>) {
+    let (bits, mask) = (8 / N, 0xff >> (8 - 8 / N));
+    let byte = |values: &[i8]| {
+        let places = values.iter().enumerate();
+        places.fold(0, |byte, (i, v)| byte | (*v as u8 & mask) << (i * bits))
+    };
+    let (whole, rest) = values.as_chunks::<N>();
+    out.extend(whole.iter().map(|values| byte(values)));
+    if !rest.is_empty() {
+        out.push(byte(rest));
+    }
 }
 
 /// Reads `out.len()` values back. `bytes` has exactly their packed length.
@@ -198,8 +215,14 @@ mod tests {
         assert_eq!(packed(&[1, 2, 3, 15, 5], 4), [0x21, 0xf3, 0x05]);
         assert_eq!(packed(&[1, 2, 3, 63, 5], 6), [0x81, 0x30, 0xfc, 0x05]);
         let mut out = Vec::new();
-        pack_int4(&[-8, -1, 7, 1, -2], &mut out).unwrap();
+        pack_signed(&[-8, -1, 7, 1, -2], 4, &mut out).unwrap();
         assert_eq!(out, [0xf8, 0x17, 0x0e]);
+        out.clear();
+        pack_signed(&[-2, -1, 1, 0, -2], 2, &mut out).unwrap();
+        assert_eq!(out, [0b00_01_11_10, 0b10]);
+        out.clear();
+        pack_signed(&[-128, 127, -1], 8, &mut out).unwrap();
+        assert_eq!(out, [0x80, 0x7f, 0xff]);
     }
 
     #[test]
@@ -213,8 +236,12 @@ mod tests {
         };
         assert_eq!(error, expected);
         assert_eq!(out, [7]);
-        assert!(pack_int4(&[8], &mut out).is_err());
-        assert!(pack_int4(&[-9], &mut out).is_err());
+        assert!(pack_signed(&[8], 4, &mut out).is_err());
+        assert!(pack_signed(&[-9], 4, &mut out).is_err());
+        assert!(pack_signed(&[-3], 2, &mut out).is_err());
+        assert!(pack_signed(&[2], 2, &mut out).is_err());
+        assert!(pack_signed(&[0], 3, &mut out).is_err());
+        assert_eq!(out, [7]);
         assert_eq!(BitPacker::new(5).unwrap_err(), Error::Bits { nbits: 5 });
         assert!(unpack(&[0, 0], 4, &mut [0; 5]).is_err());
         assert!(unpack(&[0, 0], 7, &mut [0; 2]).is_err());

@@ -256,7 +256,7 @@ fn palette_form(text: &str) -> std::result::Result<PaletteForm, &'static str> {
 }
 
 /// A plain decimal above zero: no sign, no leading zero, so that printing gives the text back.
-fn positive(text: &str) -> Option<usize> {
+pub(super) fn positive(text: &str) -> Option<usize> {
     let plain = text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
     text.parse().ok().filter(|_| plain)
 }
@@ -270,56 +270,6 @@ impl TryFrom<String> for Scheme {
 
 impl From<Scheme> for String {
     fn from(scheme: Scheme) -> Self {
-        scheme.to_string()
-    }
-}
-
-/// How the rows of an embedding table are stored. Written `rows-int8`, `rows-int4`, `rows-fp16`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum TableScheme {
-    /// One int8 per element and an fp16 scale per row.
-    RowsInt8,
-    /// Two int4 per byte and an fp16 scale per row.
-    RowsInt4,
-    /// fp16, no scale.
-    RowsFp16,
-}
-
-impl fmt::Display for TableScheme {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            TableScheme::RowsInt8 => "rows-int8",
-            TableScheme::RowsInt4 => "rows-int4",
-            TableScheme::RowsFp16 => "rows-fp16",
-        })
-    }
-}
-
-impl FromStr for TableScheme {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "rows-int8" => Ok(TableScheme::RowsInt8),
-            "rows-int4" => Ok(TableScheme::RowsInt4),
-            "rows-fp16" => Ok(TableScheme::RowsFp16),
-            _ => Err(Error::TableScheme {
-                text: text.to_owned(),
-            }),
-        }
-    }
-}
-
-impl TryFrom<String> for TableScheme {
-    type Error = Error;
-    fn try_from(text: String) -> Result<Self> {
-        text.parse()
-    }
-}
-
-impl From<TableScheme> for String {
-    fn from(scheme: TableScheme) -> Self {
         scheme.to_string()
     }
 }
@@ -353,9 +303,6 @@ mod tests {
             "int8-block32-full",
         ] {
             assert_eq!(text.parse::<Scheme>().unwrap().to_string(), text);
-        }
-        for text in ["rows-int8", "rows-int4", "rows-fp16"] {
-            assert_eq!(text.parse::<TableScheme>().unwrap().to_string(), text);
         }
     }
 
@@ -400,7 +347,6 @@ mod tests {
             assert!(message.contains(hint), "{text}: {message}");
             assert!(message.contains("palette{1,2,3,4,6,8}-g"), "{message}");
         }
-        assert!("int8".parse::<TableScheme>().is_err());
     }
 
     #[test]

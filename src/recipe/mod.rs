@@ -18,7 +18,8 @@
 //! default = "palette4-g32"
 //! otherwise = "palette4-tensor"   # optional; else a weight that does not fit its scheme is an error
 //! threshold = 2048                # weights of at most this many elements stay fp16
-//! tables = "rows-int8"
+//! tables = "rows-int8"            # how rows of the embedding and per-layer tables are stored
+//! per_layer_tables = "rows-int4-block256"   # optional; another form for the per-layer table
 //! importance = true               # optional; the next four need the statistics of a calibration
 //! scale = true                    # optional; powers of two folded into the tensor before
 //! compensate = { rounds = 4, damping = 0.01 }   # optional; GPTQ's order, then rounds of refinement

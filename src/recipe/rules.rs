@@ -28,6 +28,8 @@ pub struct QuantRules {
     pub threshold: usize,
     /// Scheme of the embedding and per-layer row tables.
     pub tables: TableScheme,
+    /// Scheme of the per-layer row table, where it is another one.
+    pub per_layer_tables: Option<TableScheme>,
     /// How activations before quantized layers are quantized; not at all when absent.
     pub activations: Option<Activations>,
     /// Palettes are fitted with each weight counted by the second moment of its input.
@@ -205,6 +207,11 @@ impl QuantRules {
             )),
             _ => Ok(()),
         }
+    }
+
+    /// Scheme of the per-layer row table.
+    pub fn per_layer_tables(&self) -> TableScheme {
+        self.per_layer_tables.unwrap_or(self.tables)
     }
 
     /// Chooses a scheme for each weight, in the order given.

@@ -19,4 +19,5 @@ mod opening;
 mod rewrite;
 mod sharding;
 mod steps;
+mod tables;
 mod values;

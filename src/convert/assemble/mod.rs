@@ -6,6 +6,7 @@ mod journal;
 mod lanes;
 mod pipeline;
 mod report;
+mod rows;
 mod tables;
 #[cfg(test)]
 mod tests;

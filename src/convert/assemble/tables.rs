@@ -1,10 +1,11 @@
 //! Files beside the packages: row tables, per-layer projection and norm, RoPE tables.
 
+use super::rows::{Buffers, Encoded, Rows};
 use crate::bundle::error::{at, writing};
 use crate::bundle::provenance::TensorRecord;
 use crate::bundle::{layout, npy};
 use crate::checkpoint::{Checkpoint, TensorView};
-use crate::convert::decide::{TableSpec, tensor_record};
+use crate::convert::decide::{TableSpec, table_grid_record, tensor_record};
 use crate::convert::error::{Error, Result};
 use crate::convert::limits::TILE;
 use crate::convert::weights::little_endian;
@@ -12,9 +13,7 @@ use crate::failpoint;
 use crate::gemma::rope::{RopeSpec, rows_of};
 use crate::package::SteadyFile;
 use crate::progress::Progress;
-use crate::quantize::pack::pack_int4;
-use crate::quantize::table::{add_row_errors, quantize_row_int4, quantize_row_int8};
-use crate::quantize::{ErrorStats, TableScheme, narrow};
+use crate::quantize::ErrorStats;
 use half::f16;
 use rayon::prelude::*;
 use std::fs::File;
@@ -33,111 +32,66 @@ pub(super) fn write_table(
 ) -> Result<TensorRecord> {
     let view = checkpoint.tensor(spec.tensor, &[spec.rows, spec.dim])?;
     progress.item(spec.tensor);
-    let name = layout::table_data(spec.stem, spec.format());
-    let path = dir.join(&name);
-    let mut data = SteadyFile::new(File::create(&path).map_err(writing(&path))?);
-    let width = spec.format().row_bytes(spec.dim);
+    let name = layout::table_data(spec.stem, spec.scheme);
+    let create = |name: &str| {
+        let path = dir.join(name);
+        let file = File::create(&path).map_err(writing(&path))?;
+        Ok::<_, Error>((SteadyFile::new(file), path))
+    };
+    let (mut data, path) = create(&name)?;
+    let mut scale_file = layout::table_scales(spec.stem, spec.scheme)
+        .map(|file| create(&file))
+        .transpose()?;
+    let (width, each) = (
+        spec.scheme.row_bytes(spec.dim),
+        spec.scheme.row_scales(spec.dim),
+    );
     let rows_per_tile = (TILE / spec.dim.max(1)).max(1);
-    let mut total = ErrorStats::default();
-    let mut scales = Vec::with_capacity(spec.rows);
-    let mut bytes = vec![0; rows_per_tile.min(spec.rows) * width];
+    let rows = Rows::new(&view, spec);
+    let mut total = Encoded::default();
+    let most = rows_per_tile.min(spec.rows);
+    let mut bytes = vec![0; most * width];
+    // fp16 rows have no scale: one that is not written.
+    let mut scales = vec![f16::ZERO; most * each.max(1)];
+    let mut scale_bytes = Vec::new();
     for first in (0..spec.rows).step_by(rows_per_tile) {
         let count = rows_per_tile.min(spec.rows - first);
         let next = (first + count) * spec.dim;
         view.prefetch(next..next + count * spec.dim);
-        let tile = &mut bytes[..count * width];
-        let rows: Vec<Result<(f16, ErrorStats)>> = tile
+        let (tile, scales) = (
+            &mut bytes[..count * width],
+            &mut scales[..count * each.max(1)],
+        );
+        let encoded: Vec<Result<Encoded>> = tile
             .par_chunks_mut(width)
+            .zip(scales.par_chunks_mut(each.max(1)))
             .enumerate()
-            .map_init(
-                || vec![0f32; spec.dim],
-                |exact, (i, out)| write_row(&view, spec, first + i, exact, out),
-            )
+            .map_init(Buffers::default, |buffers, (i, (out, scales))| {
+                rows.encode(first + i, buffers, out, scales)
+            })
             .collect();
-        for row in rows {
-            let (scale, stats) = row?;
-            scales.push(scale);
-            total.merge(&stats);
+        for row in encoded {
+            total.merge(&row?);
         }
         data.write_all(tile).map_err(writing(&path))?;
+        if let Some((file, path)) = &mut scale_file {
+            little_endian(scales, &mut scale_bytes);
+            file.write_all(&scale_bytes).map_err(writing(path))?;
+        }
         failpoint::reach("table.tile");
         progress.advance((count * spec.dim) as u64);
     }
     data.finish().map_err(writing(&path))?;
     failpoint::reach("table.scales");
-    if let Some(file) = layout::table_scales(spec.stem, spec.format()) {
-        little_endian(&scales, &mut bytes);
-        let path = dir.join(file);
-        std::fs::write(&path, &bytes).map_err(writing(&path))?;
+    if let Some((file, path)) = scale_file {
+        file.finish().map_err(writing(&path))?;
     }
     let chosen = (spec.scheme.to_string(), "table".to_string());
     let size = (spec.rows as u64 * spec.dim as u64, spec.bytes());
-    Ok(tensor_record(spec.tensor, &name, chosen, size, &total))
-}
-
-/// One row into its bytes; returns its scale (1 for fp16 rows) and error. `exact` has room for the row.
-fn write_row(
-    view: &TensorView<'_>,
-    spec: &TableSpec,
-    row: usize,
-    exact: &mut [f32],
-    out: &mut [u8],
-) -> Result<(f16, ErrorStats)> {
-    let start = row * spec.dim;
-    view.read_f32(start..start + spec.dim, exact)?;
-    let failed = |source| Error::Quantize {
-        tensor: spec.tensor.to_string(),
-        start,
-        source,
-    };
-    let mut stats = ErrorStats::default();
-    let scale = match spec.scheme {
-        TableScheme::RowsInt8 => {
-            let integers: &mut [i8] = bytemuck::cast_slice_mut(out);
-            let scale = quantize_row_int8(exact, integers).map_err(failed)?;
-            add_row_errors(exact, integers, scale.to_f64() / 127.0, &mut stats);
-            scale
-        }
-        TableScheme::RowsInt4 => {
-            let mut integers = vec![0i8; spec.dim];
-            let scale = quantize_row_int4(exact, &mut integers).map_err(failed)?;
-            let mut packed = Vec::with_capacity(out.len());
-            pack_int4(&integers, &mut packed).map_err(failed)?;
-            out.copy_from_slice(&packed);
-            add_row_errors(exact, &integers, scale.to_f64() / 7.0, &mut stats);
-            scale
-        }
-        TableScheme::RowsFp16 => {
-            let mut stored = vec![f16::ZERO; spec.dim];
-            narrow(exact, &mut stored).map_err(failed)?;
-            for ((o, w), s) in out.chunks_exact_mut(2).zip(&*exact).zip(&stored) {
-                o.copy_from_slice(&s.to_le_bytes());
-                stats.add(f64::from(*w), s.to_f64(), 1);
-            }
-            f16::ONE
-        }
-    };
-    check_range(spec, row, exact, scale)?;
-    Ok((scale, stats))
-}
-
-/// The row as readers scale it must stay within fp16.
-fn check_range(spec: &TableSpec, row: usize, exact: &[f32], scale: f16) -> Result<()> {
-    let max = exact.iter().fold(0f32, |m, w| m.max(w.abs()));
-    let stored = if spec.scheme == TableScheme::RowsFp16 {
-        f64::from(max)
-    } else {
-        scale.to_f64()
-    };
-    if f16::from_f64(stored * spec.factor).is_finite() {
-        return Ok(());
-    }
-    Err(Error::RowRange {
-        tensor: spec.tensor.to_string(),
-        row,
-        value: max,
-        factor: spec.factor,
-    })
+    let mut record = tensor_record(spec.tensor, &name, chosen, size, &total.stats);
+    record.grid = table_grid_record(spec.scheme, [spec.rows, spec.dim], view.grid())
+        .map(|empty| total.blocks.into_record(empty));
+    Ok(record)
 }
 
 /// Writes a tensor as fp16 values.

@@ -1,6 +1,6 @@
 //! `model_config.json` and `provenance.json` of a conversion.
 
-use super::job::{Job, row_format};
+use super::job::Job;
 use crate::bundle::provenance::{
     AdapterRecord, CheckpointRecord, FORMAT, FileRecord, TensorRecord, Tool,
 };
@@ -76,7 +76,9 @@ impl Job<'_> {
                 _ => None,
             },
             pad_kv_heads: recipe.pad_kv_heads,
-            table_format: row_format(recipe.quantize.tables),
+            table_format: recipe.quantize.tables,
+            per_layer_table_format: (recipe.quantize.per_layer_tables)
+                .filter(|scheme| per_layer && *scheme != recipe.quantize.tables),
             full_rope: self.full_rope().to_string(),
         }
     }

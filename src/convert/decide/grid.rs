@@ -7,7 +7,7 @@ use crate::bundle::provenance::GridRecord;
 use crate::checkpoint::{Grid, TensorView};
 use crate::convert::error::Result;
 use crate::quantize::grid::recover;
-use crate::quantize::{IntRange, Scheme};
+use crate::quantize::{IntRange, Scheme, TableScheme};
 
 /// Bits of the integers that are looked for in numbers.
 pub(in crate::convert) const LOOKED_FOR: u8 = 4;
@@ -55,6 +55,35 @@ pub(in crate::convert) fn grid_record(
         block,
         given,
         groups: (outputs * inputs / shared.unwrap_or(inputs).max(1)) as u64,
+        on: 0,
+        off: 0,
+        inexact: 0,
+    })
+}
+
+/// The record of a table of `[rows, values of a row]`, as of a weight: of the checkpoint's integers, whether the scheme holds
+/// them or not, or of those that are looked for.
+pub(in crate::convert) fn table_grid_record(
+    scheme: TableScheme,
+    [rows, dim]: [usize; 2],
+    stored: Option<Grid>,
+) -> Option<GridRecord> {
+    let several = |block: usize| Some(block).filter(|block| *block != dim);
+    let (nbits, block, given) = match (scheme, stored) {
+        (TableScheme::RowsFp16, _) => return None,
+        (_, Some(grid)) => (grid.nbits, several(grid.block), true),
+        (TableScheme::RowsSteps { bits, .. }, None) => (
+            bits.count().min(LOOKED_FOR),
+            several(scheme.block(dim)),
+            false,
+        ),
+        (_, None) => return None,
+    };
+    Some(GridRecord {
+        nbits,
+        block,
+        given,
+        groups: rows as u64 * scheme.row_scales(dim) as u64,
         on: 0,
         off: 0,
         inexact: 0,

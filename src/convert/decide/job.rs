@@ -2,10 +2,11 @@
 
 use super::resolve::ResolvedChunk;
 use super::task::Task;
-use crate::bundle::{RowFormat, layout};
+use crate::bundle::layout;
 use crate::checkpoint::Checkpoint;
 use crate::gemma::{ModelPlan, names};
 use crate::quantize::TableScheme;
+use crate::recipe::QuantRules;
 
 /// Everything that decides a bundle.
 pub(in crate::convert) struct Job<'a> {
@@ -57,35 +58,44 @@ pub(in crate::convert) struct TableSpec {
 }
 
 impl TableSpec {
-    pub fn format(&self) -> RowFormat {
-        row_format(self.scheme)
-    }
-
     /// Bytes of data and scales.
     pub fn bytes(&self) -> u64 {
-        let scales = if self.format() == RowFormat::Fp16 {
-            0
-        } else {
-            2
-        };
-        self.rows as u64 * (self.format().row_bytes(self.dim) as u64 + scales)
+        self.rows as u64 * self.scheme.row_bytes(self.dim) as u64 + self.scale_bytes()
+    }
+
+    /// Bytes of scales or steps.
+    pub fn scale_bytes(&self) -> u64 {
+        self.rows as u64 * self.scheme.row_scales(self.dim) as u64 * 2
     }
 }
 
-/// The bundle's name for a table scheme.
-pub(super) fn row_format(scheme: TableScheme) -> RowFormat {
-    match scheme {
-        TableScheme::RowsInt8 => RowFormat::Int8,
-        TableScheme::RowsInt4 => RowFormat::Int4,
-        TableScheme::RowsFp16 => RowFormat::Fp16,
+/// The tables of a model, in the order they are built.
+fn tables(plan: &ModelPlan, rules: &QuantRules) -> Vec<TableSpec> {
+    let mut tables = vec![TableSpec {
+        tensor: names::EMBED,
+        stem: layout::EMBED_STEM,
+        rows: plan.vocab,
+        dim: plan.hidden,
+        scheme: rules.tables,
+        factor: plan.embed_scale,
+    }];
+    if plan.ple_dim > 0 {
+        tables.push(TableSpec {
+            tensor: names::PER_LAYER_EMBED,
+            stem: layout::PER_LAYER_STEM,
+            rows: plan.ple_vocab,
+            dim: plan.layers.len() * plan.ple_dim,
+            scheme: rules.per_layer_tables(),
+            factor: plan.ple_embed_scale,
+        });
     }
+    tables
 }
 
 impl<'a> Job<'a> {
     /// All units with their names, in the order they are built.
     pub fn units(&self) -> Vec<(String, Unit<'a>)> {
         let (plan, task) = (self.plan, self.task);
-        let scheme = task.recipe.quantize.tables;
         let package = |(i, chunk): (usize, &'a ResolvedChunk)| {
             let earlier = task.chunks[..i].iter().find(|c| c.has_weights_of(chunk));
             let unit = PackageUnit {
@@ -96,25 +106,10 @@ impl<'a> Job<'a> {
         };
         let chunks = task.chunks.iter().enumerate();
         let mut units: Vec<(String, Unit<'a>)> = chunks.map(package).collect();
-        let embed = TableSpec {
-            tensor: names::EMBED,
-            stem: layout::EMBED_STEM,
-            rows: plan.vocab,
-            dim: plan.hidden,
-            scheme,
-            factor: plan.embed_scale,
-        };
-        units.push((layout::EMBED_STEM.to_string(), Unit::Table(embed)));
+        for spec in tables(plan, &task.recipe.quantize) {
+            units.push((spec.stem.to_string(), Unit::Table(spec)));
+        }
         if plan.ple_dim > 0 {
-            let table = TableSpec {
-                tensor: names::PER_LAYER_EMBED,
-                stem: layout::PER_LAYER_STEM,
-                rows: plan.ple_vocab,
-                dim: plan.layers.len() * plan.ple_dim,
-                scheme,
-                factor: plan.ple_embed_scale,
-            };
-            units.push((layout::PER_LAYER_STEM.to_string(), Unit::Table(table)));
             units.push(("per_layer".to_string(), Unit::PerLayer));
         }
         units.push(("rope".to_string(), Unit::Rope));
@@ -149,9 +144,9 @@ impl<'a> Job<'a> {
     pub fn tops(&self, name: &str, unit: &Unit<'_>) -> Vec<String> {
         match unit {
             Unit::Package(_) | Unit::TokenFiles => vec![name.to_string()],
-            Unit::Table(spec) => [layout::table_data(spec.stem, spec.format())]
+            Unit::Table(spec) => [layout::table_data(spec.stem, spec.scheme)]
                 .into_iter()
-                .chain(layout::table_scales(spec.stem, spec.format()))
+                .chain(layout::table_scales(spec.stem, spec.scheme))
                 .collect(),
             Unit::PerLayer => [layout::PER_LAYER_PROJECTION, layout::PER_LAYER_NORM]
                 .map(str::to_string)

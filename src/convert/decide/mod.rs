@@ -16,7 +16,7 @@ mod task;
 pub(super) use base::TOOL;
 pub use base::bundle_recipe;
 pub(super) use facts::tensor_record;
-pub(super) use grid::{LOOKED_FOR, grid_record};
+pub(super) use grid::{LOOKED_FOR, grid_record, table_grid_record};
 pub(super) use job::{Job, Origin, PackageUnit, TableSpec, Unit};
 pub(super) use resolve::{ByConst, matrix, package_error};
 pub use resolve::{Grids, Resolved, ResolvedChunk, own_weights, resolve, weight_bytes};

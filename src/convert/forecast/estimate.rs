@@ -82,8 +82,7 @@ pub(super) fn memory(
                 };
                 weights + program(name)
             }
-            Unit::Table(spec) if anew => TILE as u64 * TILE_VALUE + 4 * spec.rows as u64,
-            Unit::PerLayer if anew => TILE as u64 * TILE_VALUE,
+            Unit::Table(_) | Unit::PerLayer if anew => TILE as u64 * TILE_VALUE,
             _ => 0,
         }
     };

@@ -10,7 +10,7 @@ use crate::bundle::{layout, npy};
 use crate::checkpoint::{Checkpoint, StoredDType};
 use crate::convert::decide::{
     ByConst, Job, Origin, PackageUnit, Resolved, ResolvedChunk, Task, Unit, checked_plan,
-    grid_record, matrix, own_weights, package_error, tensor_record,
+    grid_record, matrix, own_weights, package_error, table_grid_record, tensor_record,
 };
 use crate::convert::error::Result;
 use crate::convert::options::Options;
@@ -115,13 +115,16 @@ impl Job<'_> {
         match unit {
             Unit::Package(_) => {}
             Unit::Table(spec) => {
-                let data = layout::table_data(spec.stem, spec.format());
-                let scales = layout::table_scales(spec.stem, spec.format());
-                let scale_bytes = scales.as_ref().map_or(0, |_| spec.rows as u64 * 2);
+                let data = layout::table_data(spec.stem, spec.scheme);
+                let scales = layout::table_scales(spec.stem, spec.scheme);
+                let scale_bytes = spec.scale_bytes();
                 let size = (spec.rows as u64 * spec.dim as u64, spec.bytes());
                 let exact = spec.scheme == TableScheme::RowsFp16
                     && self.is_fp16(spec.tensor, &[spec.rows, spec.dim])?;
                 all.record(spec.tensor, &data, &spec.scheme.to_string(), size, exact);
+                let shape = [spec.rows, spec.dim];
+                let stored = self.checkpoint.tensor(spec.tensor, &shape)?.grid();
+                all.grid(table_grid_record(spec.scheme, shape, stored));
                 files.insert(data, spec.bytes() - scale_bytes);
                 files.extend(scales.map(|file| (file, scale_bytes)));
             }
@@ -313,7 +316,7 @@ impl Job<'_> {
         Ok(bytes)
     }
 
-    /// The record of integers that a weight's scheme keeps, its groups counted as if all were alike.
+    /// The record of integers that a weight's scheme keeps, nothing counted.
     fn expected_grid(&self, weight: &Resolved, package: &str) -> Result<Option<GridRecord>> {
         let binding = &weight.binding;
         let view = self
@@ -321,11 +324,12 @@ impl Job<'_> {
             .tensor(&binding.tensor, &binding.source_shape)?;
         let rules = &self.task.recipe_of(package).quantize;
         let tuned = rules.importance || rules.compensate.is_some();
-        let record = grid_record(weight.scheme, matrix(binding), view.grid(), tuned);
-        Ok(record.map(|record| GridRecord {
-            on: record.groups,
-            ..record
-        }))
+        Ok(grid_record(
+            weight.scheme,
+            matrix(binding),
+            view.grid(),
+            tuned,
+        ))
     }
 
     /// Whether a tensor is likely to be fp16 without an error: it is stored so, or has few values in bf16, which only those below
@@ -407,8 +411,16 @@ impl Collected {
         let size = (weight.elements, weight.bytes);
         let (tensor, file) = (&weight.binding.tensor, &weight.package);
         self.tensor(tensor, file, chosen, size, lossless);
+        self.grid(grid);
+    }
+
+    /// The integers of the last tensor, their groups counted as if all were alike.
+    fn grid(&mut self, grid: Option<GridRecord>) {
         if let Some(record) = self.tensors.last_mut() {
-            record.grid = grid;
+            record.grid = grid.map(|grid| GridRecord {
+                on: grid.groups,
+                ..grid
+            });
         }
     }
 

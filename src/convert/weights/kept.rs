@@ -28,20 +28,20 @@ enum Origin {
 
 /// What became of the groups of a row or a tensor.
 #[derive(Debug, Clone, Copy, Default)]
-struct Counts {
-    on: u64,
-    off: u64,
-    inexact: u64,
+pub(in crate::convert) struct Counts {
+    pub on: u64,
+    pub off: u64,
+    pub inexact: u64,
 }
 
 impl Counts {
-    fn merge(&mut self, other: Counts) {
+    pub fn merge(&mut self, other: Counts) {
         self.on += other.on;
         self.off += other.off;
         self.inexact += other.inexact;
     }
 
-    fn into_record(self, empty: GridRecord) -> GridRecord {
+    pub fn into_record(self, empty: GridRecord) -> GridRecord {
         GridRecord {
             on: self.on,
             off: self.off,

@@ -12,6 +12,7 @@ mod stream;
 mod tile;
 mod tuning;
 
+pub(super) use kept::Counts;
 pub(super) use levers::Levers;
 pub(crate) use measure::{Measured, Measurer, scalar_group};
 pub(super) use source::Weights;

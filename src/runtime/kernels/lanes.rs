@@ -44,6 +44,14 @@ pub(crate) trait Lanes: Copy {
     unsafe fn load(from: *const f32) -> Self::Floats;
     /// 16 f32 to memory.
     unsafe fn store(values: Self::Floats, to: *mut f32);
+    /// The same number 16 times.
+    unsafe fn splat(value: f32) -> Self::Floats;
+    /// Lane `i` is number `i >> by` of the 16 f32 in memory; `by` is below 64.
+    unsafe fn spread(from: *const f32, by: u32) -> Self::Floats;
+    /// `a * b`, rounded to fp16.
+    unsafe fn multiply_half(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `a * b`.
+    unsafe fn multiply(a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a * b + c`.
     unsafe fn multiply_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
     /// The sum of the lanes, pairwise, as [`reduce`] adds them.
@@ -72,6 +80,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn halves(from: *const u8) -> Self::Floats;
     /// 16 int8: 16 bytes.
     unsafe fn int8(from: *const u8) -> Self::Floats;
+    /// The low 4 bits of every word as a two's complement number.
+    unsafe fn int4(words: Self::Words) -> Self::Floats;
     /// Asks for the cache line at an address, which need not be valid.
     unsafe fn prefetch(at: *const u8);
 }
@@ -132,6 +142,27 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn store(values: Self::Floats, to: *mut f32) {
         unsafe { to.cast::<[f32; LANES]>().write(values) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self::Floats {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn spread(from: *const f32, by: u32) -> Self::Floats {
+        let values = unsafe { Self::load(from) };
+        std::array::from_fn(|i| values[i >> by])
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_half(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        std::array::from_fn(|i| f16::from_f32(a[i] * b[i]).to_f32())
+    }
+
+    #[inline(always)]
+    unsafe fn multiply(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        std::array::from_fn(|i| a[i] * b[i])
     }
 
     #[inline(always)]
@@ -215,6 +246,11 @@ impl Lanes for Portable {
     unsafe fn int8(from: *const u8) -> Self::Floats {
         let bytes = unsafe { bytes::<LANES>(from) };
         bytes.map(|b| f32::from(b as i8))
+    }
+
+    #[inline(always)]
+    unsafe fn int4(words: Self::Words) -> Self::Floats {
+        words.map(|w| (((w << 28) as i32) >> 28) as f32)
     }
 
     #[inline(always)]

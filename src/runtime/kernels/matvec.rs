@@ -4,7 +4,9 @@
 //! once and multiplied with all of them. Either way the product of a row and a vector has 16 partial sums, each in order,
 //! added pairwise at the end: it depends neither on the other rows and vectors nor on the number of threads.
 
-use super::codec::{Codec, Codes16, Codes64, Codes256, Halves, Int8, RowCoding};
+use super::codec::{
+    Codec, Codes16, Codes64, Codes256, Halves, Int4, Int4Blocks, Int8, Int8Blocks, RowCoding,
+};
 use super::kernel::{Kernel, Set};
 use super::lanes::{LANES, Lanes, Portable};
 use super::wide::LINE;
@@ -64,6 +66,19 @@ fn order(steps: usize, x: &[f32], out: &mut [f32]) {
     }
 }
 
+/// The body for every `$r` below `$n`, at most 8: unrolled, so that arrays indexed by it stay in registers.
+macro_rules! up_to_8 {
+    ($r:ident < $n:expr => $body:block) => {
+        up_to_8!(@ $r, $n, $body, 0 1 2 3 4 5 6 7)
+    };
+    (@ $r:ident, $n:expr, $body:block, $($i:literal)*) => {
+        $(if $i < $n {
+            let $r = $i;
+            $body
+        })*
+    };
+}
+
 /// Rows that a kernel multiplies as they are stored.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CodedRows<'a> {
@@ -71,14 +86,17 @@ pub(crate) struct CodedRows<'a> {
     bytes: &'a [u8],
     cols: usize,
     row_bytes: usize,
-    /// LUTs of palettes; scales of int8.
+    /// LUTs of palettes; scales of integers.
     parameters: &'a [f32],
-    /// Rows that share a LUT or scale.
+    /// Parameters of a row.
+    each: usize,
+    /// Rows that share parameters.
     group: usize,
 }
 
 impl<'a> CodedRows<'a> {
-    /// `rows` rows of `cols` columns. `parameters` are the LUTs or scales, one for each `group` rows; none for fp16.
+    /// `rows` rows of `cols` columns. `parameters` are the LUTs or scales, those of [`RowCoding::parameters`] for each `group` rows
+    /// and [`RowCoding::behind`] more at the end.
     ///
     /// `None` if rows are not whole bytes, there are fewer bytes or parameters than the rows need, or a width is none that
     /// palettes have.
@@ -90,22 +108,24 @@ impl<'a> CodedRows<'a> {
     ) -> Option<Self> {
         let bits = cols.checked_mul(coding.bits())?;
         let row_bytes = bits / 8;
-        let per_group = match coding {
-            RowCoding::Palette(bits @ (1 | 2 | 3 | 4 | 6 | 8)) => 1 << bits,
-            RowCoding::Palette(_) => return None,
-            RowCoding::Half => 0,
-            RowCoding::Int8 => 1,
-        };
+        if matches!(coding, RowCoding::Palette(bits) if !matches!(bits, 1 | 2 | 3 | 4 | 6 | 8)) {
+            return None;
+        }
+        let each = coding.parameters(cols);
+        if group == 0 {
+            return None;
+        }
+        let needed = rows.div_ceil(group).checked_mul(each)?;
         let fits = bits.is_multiple_of(8)
             && bytes.len() >= rows.checked_mul(row_bytes)?
-            && group > 0
-            && parameters.len() >= rows.div_ceil(group).checked_mul(per_group)?;
+            && parameters.len() >= needed.checked_add(coding.behind())?;
         fits.then(|| Self {
             coding,
             bytes: &bytes[..rows * row_bytes],
             cols,
             row_bytes,
             parameters,
+            each,
             group,
         })
     }
@@ -144,9 +164,9 @@ impl<'a> CodedRows<'a> {
     /// Needs the instructions of `V`.
     #[inline(always)]
     unsafe fn codec<V: Lanes, C: Codec<V>>(&self, row: usize) -> C {
-        let at = row / self.group * C::ENTRIES;
+        let at = row / self.group * self.each;
         // SAFETY: the caller's. The codec is used while `self.parameters` is borrowed.
-        unsafe { C::new(&self.parameters[at..at + C::ENTRIES]) }
+        unsafe { C::new(self.coding, &self.parameters[at..at + self.each]) }
     }
 
     /// # Safety
@@ -165,12 +185,31 @@ impl<'a> CodedRows<'a> {
                 RowCoding::Half => self.rows::<V, Halves>(first, x, out),
                 RowCoding::Int8 => {
                     self.rows::<V, Int8>(first, x, out);
-                    for (i, out) in out.chunks_exact_mut(x.count).enumerate() {
-                        let scale = self.parameters[(first + i) / self.group];
-                        out.iter_mut().for_each(|o| *o *= scale);
+                    self.scale(first, x.count, out);
+                }
+                RowCoding::Int4 => {
+                    self.rows::<V, Int4>(first, x, out);
+                    self.scale(first, x.count, out);
+                }
+                RowCoding::Blocks(blocks) => {
+                    match (blocks.bits(), blocks.is_short(), blocks.is_rounded()) {
+                        (4, _, false) => self.rows::<V, Int4Blocks<false>>(first, x, out),
+                        (4, _, true) => self.rows::<V, Int4Blocks<true>>(first, x, out),
+                        (_, true, false) => self.rows::<V, Int8Blocks<2, false>>(first, x, out),
+                        (_, true, true) => self.rows::<V, Int8Blocks<2, true>>(first, x, out),
+                        (_, false, false) => self.rows::<V, Int8Blocks<4, false>>(first, x, out),
+                        (_, false, true) => self.rows::<V, Int8Blocks<4, true>>(first, x, out),
                     }
                 }
             }
+        }
+    }
+
+    /// Products with integers times the scale of their row.
+    fn scale(&self, first: usize, vectors: usize, out: &mut [f32]) {
+        for (i, out) in out.chunks_exact_mut(vectors).enumerate() {
+            let scale = self.parameters[(first + i) / self.group];
+            out.iter_mut().for_each(|o| *o *= scale);
         }
     }
 
@@ -193,53 +232,48 @@ impl<'a> CodedRows<'a> {
         let mut done = 0;
         while done < out.len() {
             let row = first + done;
-            let run = (self.group - row % self.group).min(out.len() - done);
+            // Few rows that share parameters lie side by side with others.
+            let mixed = C::SMALL && self.group < 8;
+            let run = match mixed {
+                true => out.len() - done,
+                false => (self.group - row % self.group).min(out.len() - done),
+            };
             // SAFETY: the caller's.
             let codec = unsafe { self.codec::<V, C>(row) };
             let (out, from) = (&mut out[done..done + run], &self.bytes[row * bytes..]);
             let x = x.values.as_ptr();
             let mut at = 0;
+            macro_rules! side_by_side {
+                ($rows:literal) => {
+                    while run - at >= $rows {
+                        let mut codecs = [codec; $rows];
+                        if mixed {
+                            up_to_8!(r < $rows => {
+                                codecs[r] = self.codec::<V, C>(row + at + r);
+                            });
+                        }
+                        let (from, out) = (&from[at * bytes..], &mut out[at..]);
+                        products::<V, C, $rows>(codecs, from, bytes, x, out);
+                        at += $rows;
+                    }
+                };
+            }
             // SAFETY: `from` has `run` rows, `x` the columns of whole blocks.
             unsafe {
                 if V::ROWS >= 8 && C::ROWS >= 8 {
-                    while run - at >= 8 {
-                        products::<V, C, 8>(codec, &from[at * bytes..], bytes, x, &mut out[at..]);
-                        at += 8;
-                    }
+                    side_by_side!(8);
                 }
                 if V::ROWS >= 8 && C::ROWS < 8 {
-                    while run - at >= 4 {
-                        products::<V, C, 4>(codec, &from[at * bytes..], bytes, x, &mut out[at..]);
-                        at += 4;
-                    }
+                    side_by_side!(4);
                 }
                 if V::ROWS >= 2 {
-                    while run - at >= 2 {
-                        products::<V, C, 2>(codec, &from[at * bytes..], bytes, x, &mut out[at..]);
-                        at += 2;
-                    }
+                    side_by_side!(2);
                 }
-                while at < run {
-                    products::<V, C, 1>(codec, &from[at * bytes..], bytes, x, &mut out[at..]);
-                    at += 1;
-                }
+                side_by_side!(1);
             }
             done += run;
         }
     }
-}
-
-/// The body for every `$r` below `$n`, at most 8: unrolled, so that arrays indexed by it stay in registers.
-macro_rules! up_to_8 {
-    ($r:ident < $n:expr => $body:block) => {
-        up_to_8!(@ $r, $n, $body, 0 1 2 3 4 5 6 7)
-    };
-    (@ $r:ident, $n:expr, $body:block, $($i:literal)*) => {
-        $(if $i < $n {
-            let $r = $i;
-            $body
-        })*
-    };
 }
 
 /// Bytes of the largest block, 64 fp16, and what reads behind it take.
@@ -254,7 +288,7 @@ pub(crate) const AHEAD: usize = 24 << 10;
 /// Needs the instructions of `V`, `R` rows in `rows`, and in `x` as many values as their blocks have.
 #[inline(always)]
 unsafe fn products<V: Lanes, C: Codec<V>, const R: usize>(
-    codec: C,
+    codecs: [C; R],
     rows: &[u8],
     row_bytes: usize,
     x: *const f32,
@@ -276,32 +310,71 @@ unsafe fn products<V: Lanes, C: Codec<V>, const R: usize>(
                     V::prefetch(later.wrapping_add(LINE));
                 }
             });
-            let x = x.add(b * C::STEPS * LANES);
-            for read in 0..C::READS {
-                let mut parts = [codec.block(block); R];
-                up_to_8!(r < R => {
-                    parts[r] = codec.block(block.add(r * row_bytes + read));
-                });
-                for step in 0..C::STEPS / C::READS {
-                    let x = V::load(x.add((read * (C::STEPS / C::READS) + step) * LANES));
-                    up_to_8!(r < R => {
-                        sums[r] = V::multiply_add(codec.next(&mut parts[r]), x, sums[r]);
-                    });
-                }
-            }
+            add_block::<V, C, R>(codecs, (block, row_bytes), b, x, &mut sums);
         }
-        if blocks * C::BYTES < row_bytes {
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let rest = &rows[r * row_bytes + blocks * C::BYTES..(r + 1) * row_bytes];
-                let mut at = x.add(blocks * C::STEPS * LANES);
-                each_vector::<V, C>(codec, rest, |values| {
-                    *sums = V::multiply_add(values, V::load(at), *sums);
-                    at = at.wrapping_add(LANES);
-                });
+        for (r, sums) in sums.iter_mut().enumerate() {
+            let rest = &rows[r * row_bytes + blocks * C::BYTES..(r + 1) * row_bytes];
+            let whole = whole_blocks::<V, C>(rest, rest.len());
+            for (b, from) in rest.chunks(C::BYTES).enumerate() {
+                let mut padded = [0u8; LARGEST_BLOCK];
+                let block = whole_block(from, b < whole, &mut padded);
+                let mut sum = [*sums];
+                add_block::<V, C, 1>([codecs[r]], (block, 0), blocks + b, x, &mut sum);
+                [*sums] = sum;
             }
         }
         for r in 0..R {
             out[r] = V::total(sums[r]);
+        }
+    }
+}
+
+/// Adds the products of block `b` of `R` rows, which lie `stride` bytes apart, to their sums.
+///
+/// # Safety
+/// As [`products`]; the blocks must be readable, with what is read behind them.
+#[inline(always)]
+unsafe fn add_block<V: Lanes, C: Codec<V>, const R: usize>(
+    codecs: [C; R],
+    (block, stride): (*const u8, usize),
+    b: usize,
+    x: *const f32,
+    sums: &mut [V::Floats; R],
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let x = x.add(b * C::STEPS * LANES);
+        let (mut scales, mut partial) = ([V::zero(); R], [V::zero(); R]);
+        for read in 0..C::READS {
+            let mut parts = [codecs[0].block(block); R];
+            up_to_8!(r < R => {
+                parts[r] = codecs[r].block(block.add(r * stride + read));
+            });
+            for step in 0..C::STEPS / C::READS {
+                let step = read * (C::STEPS / C::READS) + step;
+                let x = V::load(x.add(step * LANES));
+                if C::SCALED > 0 && step % C::SCALED == 0 {
+                    up_to_8!(r < R => {
+                        scales[r] = codecs[r].scale(b, step / C::SCALED);
+                        partial[r] = V::zero();
+                    });
+                }
+                up_to_8!(r < R => {
+                    let values = codecs[r].next(&mut parts[r]);
+                    if C::SCALED == 0 {
+                        sums[r] = V::multiply_add(values, x, sums[r]);
+                    } else if C::ROUNDED {
+                        sums[r] = V::multiply_add(V::multiply_half(values, scales[r]), x, sums[r]);
+                    } else {
+                        partial[r] = V::multiply_add(values, x, partial[r]);
+                    }
+                });
+                if C::SCALED > 0 && !C::ROUNDED && step % C::SCALED == C::SCALED - 1 {
+                    up_to_8!(r < R => {
+                        sums[r] = V::multiply_add(partial[r], scales[r], sums[r]);
+                    });
+                }
+            }
         }
     }
 }
@@ -313,8 +386,18 @@ fn whole_blocks<V: Lanes, C: Codec<V>>(readable: &[u8], row_bytes: usize) -> usi
     here.min(row_bytes / C::BYTES)
 }
 
-/// Calls `f` for the decoded values of a row or of the rest of one, 16 at a time, up to the end of its last block, which is
-/// padded with code 0.
+/// The beginning of a block: where it lies if it can be read there, else of a copy in `padded`, code 0 behind it.
+#[inline(always)]
+fn whole_block(from: &[u8], whole: bool, padded: &mut [u8; LARGEST_BLOCK]) -> *const u8 {
+    if whole {
+        return from.as_ptr();
+    }
+    padded[..from.len()].copy_from_slice(from);
+    padded.as_ptr()
+}
+
+/// Calls `f` for the decoded values of a row, 16 at a time, up to the end of its last block, which is padded with code 0.
+/// Integers with one scale a row are left without it.
 ///
 /// # Safety
 /// Needs the instructions of `V`.
@@ -323,18 +406,22 @@ unsafe fn each_vector<V: Lanes, C: Codec<V>>(codec: C, row: &[u8], mut f: impl F
     let whole = whole_blocks::<V, C>(row, row.len());
     for (b, from) in row.chunks(C::BYTES).enumerate() {
         let mut padded = [0u8; LARGEST_BLOCK];
-        let block = if b < whole {
-            from.as_ptr()
-        } else {
-            padded[..from.len()].copy_from_slice(from);
-            padded.as_ptr()
-        };
+        let block = whole_block(from, b < whole, &mut padded);
         for read in 0..C::READS {
             // SAFETY: a whole block and what is read behind it; the caller has the instructions.
             unsafe {
                 let mut part = codec.block(block.add(read));
-                for _ in 0..C::STEPS / C::READS {
-                    f(codec.next(&mut part));
+                for step in 0..C::STEPS / C::READS {
+                    let mut values = codec.next(&mut part);
+                    if C::SCALED > 0 {
+                        let step = read * (C::STEPS / C::READS) + step;
+                        let scale = codec.scale(b, step / C::SCALED);
+                        values = match C::ROUNDED {
+                            true => V::multiply_half(values, scale),
+                            false => V::multiply(values, scale),
+                        };
+                    }
+                    f(values);
                 }
             }
         }

@@ -14,6 +14,11 @@ pub(crate) struct Avx2;
 /// For each word of three bytes its place in 16 bytes; the fourth byte is zero.
 const SPREAD: [i8; 16] = [0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1];
 
+/// What 4 bits are in two's complement.
+const INT4: [f32; 16] = [
+    0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0,
+];
+
 /// A table of 256 fp16 as their low and their high bytes.
 #[derive(Clone, Copy)]
 pub(crate) struct Planes {
@@ -102,6 +107,30 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn store(values: __m512, to: *mut f32) {
         unsafe { _mm512_storeu_ps(to, values) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> __m512 {
+        unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    unsafe fn spread(from: *const f32, by: u32) -> __m512 {
+        unsafe {
+            let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+            let numbers = _mm512_srlv_epi32(lanes, _mm512_set1_epi32(by as i32));
+            _mm512_permutexvar_ps(numbers, _mm512_loadu_ps(from))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_half(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm512_cvtps_ph::<0>(_mm512_mul_ps(a, b))) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
     }
 
     #[inline(always)]
@@ -246,6 +275,11 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn int4(words: __m512i) -> __m512 {
+        unsafe { Self::look_up16(Self::table16(INT4.as_ptr()), words) }
+    }
+
+    #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
@@ -314,6 +348,40 @@ impl Lanes for Avx2 {
             _mm256_storeu_ps(to, values[0]);
             _mm256_storeu_ps(to.add(8), values[1]);
         }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self::Floats {
+        unsafe { [_mm256_set1_ps(value); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn spread(from: *const f32, by: u32) -> Self::Floats {
+        unsafe {
+            let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            let numbers = _mm256_srlv_epi32(lanes, _mm256_set1_epi32(by as i32));
+            let low = _mm256_loadu_ps(from);
+            let high = _mm256_loadu_ps(from.add(8 >> by));
+            [
+                _mm256_permutevar8x32_ps(low, numbers),
+                _mm256_permutevar8x32_ps(high, numbers),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_half(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        unsafe {
+            [
+                _mm256_cvtph_ps(_mm256_cvtps_ph::<0>(_mm256_mul_ps(a[0], b[0]))),
+                _mm256_cvtph_ps(_mm256_cvtps_ph::<0>(_mm256_mul_ps(a[1], b[1]))),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
     }
 
     #[inline(always)]
@@ -426,6 +494,16 @@ impl Lanes for Avx2 {
         unsafe {
             let low = _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()));
             let high = _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.add(8).cast()));
+            [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn int4(words: Self::Words) -> Self::Floats {
+        // The conversion is cheaper than the two permutations of a table.
+        unsafe {
+            let low = _mm256_srai_epi32::<28>(_mm256_slli_epi32::<28>(words[0]));
+            let high = _mm256_srai_epi32::<28>(_mm256_slli_epi32::<28>(words[1]));
             [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
         }
     }

@@ -1,14 +1,15 @@
 //! Weights as they are stored: fp16, palette indices with their LUTs, block-scaled integers, or the elements of a
 //! sparse weight with their mask.
 //!
-//! A weight of shape `[n0, n1, ...]` is seen as `n0` rows of `n1 * n2 * ...` columns. Palettes with one LUT per row, fp16 and
-//! int8 with one scale per row are multiplied as they are stored; rows of other forms are decoded when they are needed.
+//! A weight of shape `[n0, n1, ...]` is seen as `n0` rows of `n1 * n2 * ...` columns. Palettes with one LUT per row, fp16, and int4
+//! and int8 with one scale per row or for each block of a row are multiplied as they are stored; rows of other forms are decoded when
+//! they are needed.
 
 use super::coding::{Coding, SharedBytes, each_code};
 use super::palette::{Palette, column_coordinates, group_of, palette_columns};
 use super::sparse::Sparse;
 use super::usage::WeightUse;
-use crate::runtime::kernels::codec::RowCoding;
+use crate::runtime::kernels::codec::{self, RowCoding};
 use crate::runtime::kernels::kernel::Kernel;
 use crate::runtime::kernels::math::round_f16;
 use crate::runtime::kernels::matvec::{CodedRows, Vectors, multiply_decoded};
@@ -44,6 +45,8 @@ enum Form {
         blocks: Blocks,
         /// Per column: scale within the row's group.
         columns: Vec<u32>,
+        /// How a kernel multiplies the rows; `None` if they have to be decoded first.
+        coding: Option<RowCoding>,
     },
     Sparse(Sparse),
 }
@@ -89,7 +92,7 @@ impl PackedWeight {
     }
 
     /// A block-scaled weight of `shape`. `None` if shapes, scales and bytes do not fit together.
-    pub fn blocks(shape: &[usize], blocks: Blocks, bytes: SharedBytes) -> Option<Self> {
+    pub fn blocks(shape: &[usize], mut blocks: Blocks, bytes: SharedBytes) -> Option<Self> {
         let scales = elements(&blocks.scale_shape)?;
         let fits = blocks.scale_shape.len() == shape.len()
             && blocks
@@ -105,8 +108,16 @@ impl PackedWeight {
         let columns = column_coordinates(shape)
             .map(|at| u32::try_from(group_of(&at, &shape[1..], &blocks.scale_shape[1..])).ok())
             .collect::<Option<Vec<u32>>>()?;
-        let coding = blocks.coding;
-        Self::new(shape, coding, bytes, Form::Blocks { blocks, columns })
+        let coding = row_coding(&blocks, columns.len());
+        let stored = blocks.coding;
+        let behind = coding.map_or(0, RowCoding::behind);
+        blocks.scale.resize(scales + behind, 0.0);
+        let form = Form::Blocks {
+            blocks,
+            columns,
+            coding,
+        };
+        Self::new(shape, stored, bytes, form)
     }
 
     /// A sparse weight of `shape` from its elements other than zero, and a mask with one bit per element. `None` if
@@ -181,7 +192,9 @@ impl PackedWeight {
                     }
                 }
             }
-            Form::Blocks { blocks, columns } => {
+            Form::Blocks {
+                blocks, columns, ..
+            } => {
                 blocks.coding.read(bytes, row * self.cols, out);
                 let scales_per_row: usize = blocks.scale_shape[1..].iter().product();
                 let base = row / (self.rows / blocks.scale_shape[0]) * scales_per_row;
@@ -223,14 +236,13 @@ impl PackedWeight {
                 let coding = RowCoding::Palette(palette.bits);
                 CodedRows::new(coding, bytes, size, (&palette.lut, group))
             }
-            Form::Blocks { blocks, .. }
-                if blocks.coding == Coding::Signed(8)
-                    && blocks.offset.is_none()
-                    && !blocks.rounded
-                    && blocks.scale_shape[1..].iter().all(|&n| n == 1) =>
-            {
+            Form::Blocks {
+                blocks,
+                coding: Some(coding),
+                ..
+            } => {
                 let group = self.rows / blocks.scale_shape[0];
-                CodedRows::new(RowCoding::Int8, bytes, size, (&blocks.scale, group))
+                CodedRows::new(*coding, bytes, size, (&blocks.scale, group))
             }
             _ => None,
         }
@@ -257,9 +269,10 @@ impl PackedWeight {
             }
             Form::Blocks { blocks, .. } => {
                 let offsets = blocks.offset.as_ref().map_or(0, Vec::len);
-                let bytes = size(blocks.coding, elements) + blocks.scale.len() * 2 + offsets;
+                let scales: usize = blocks.scale_shape.iter().product();
+                let bytes = size(blocks.coding, elements) + scales * 2 + offsets;
                 let coding = match self.coded() {
-                    Some(_) => "int8".to_owned(),
+                    Some(rows) => rows.coding().name(),
                     None => format!("blocks of int{}", blocks.coding.bits()),
                 };
                 (coding, bytes)
@@ -318,6 +331,26 @@ impl PackedWeight {
         }
         self.multiply(kernel, 0, &self.vectors(x, vectors), out);
         Ok(())
+    }
+}
+
+/// How a kernel multiplies rows of `cols` integers; `None` where there is none for the form.
+fn row_coding(blocks: &Blocks, cols: usize) -> Option<RowCoding> {
+    let Coding::Signed(bits @ (4 | 8)) = blocks.coding else {
+        return None;
+    };
+    let (per_row, inner) = blocks.scale_shape[1..].split_first()?;
+    let finite = blocks.scale.iter().all(|scale| scale.is_finite());
+    if blocks.offset.is_some() || !finite || inner.iter().any(|&n| n != 1) {
+        return None;
+    }
+    match (bits, per_row, blocks.rounded) {
+        (4, 1, false) => Some(RowCoding::Int4),
+        (8, 1, false) => Some(RowCoding::Int8),
+        _ => {
+            let of_row = codec::Blocks::new(bits, cols / per_row, cols, blocks.rounded)?;
+            Some(RowCoding::Blocks(of_row))
+        }
     }
 }
 

@@ -200,8 +200,12 @@ fn in_cache(coding: RowCoding, kernel: Kernel) -> f64 {
     let bytes: Vec<u8> = (0..MATRIX_BYTES as u32)
         .map(|i| (i.wrapping_mul(0x9e37_79b1) >> 24) as u8)
         .collect();
-    let parameters = vec![0.5; rows / 32 * 256];
-    let Some(matrix) = CodedRows::new(coding, &bytes, (rows, COLS), (&parameters, 32)) else {
+    let group = match coding {
+        RowCoding::Blocks(_) => 1,
+        _ => 32,
+    };
+    let parameters = vec![0.5; rows / group * coding.parameters(COLS) + coding.behind()];
+    let Some(matrix) = CodedRows::new(coding, &bytes, (rows, COLS), (&parameters, group)) else {
         return 0.0;
     };
     let x = Vectors::new(Some(coding), &[1.0; COLS], COLS, 1);

@@ -267,6 +267,8 @@ fn products_of_other_forms() {
             (Coding::Signed(8), vec![11, 1], true, false),
             (Coding::Unsigned(8), vec![11, 1], false, false),
             (Coding::Signed(4), vec![11, cols], false, false),
+            (Coding::Signed(4), vec![11, 1], true, false),
+            (Coding::Unsigned(4), vec![11, 1], false, false),
         ] {
             let scales: usize = scale_shape.iter().product();
             let blocks = Blocks {
@@ -286,6 +288,157 @@ fn products_of_other_forms() {
     let weight = PackedWeight::palette(vectors, Arc::new(noise(12))).unwrap();
     assert!(weight.coded().is_none());
     check_products(&weight, "vectors");
+}
+
+/// Scales of fp16, some of them below zero or subnormal.
+fn scales(n: usize) -> Vec<f32> {
+    let mut scales = ramp(n);
+    scales.iter_mut().step_by(5).for_each(|s| *s *= 1e-6);
+    round_f16(&mut scales);
+    scales
+}
+
+fn integers(bits: u32, shape: &[usize], scale_shape: &[usize], rounded: bool) -> PackedWeight {
+    let blocks = Blocks {
+        coding: Coding::Signed(bits),
+        scale_shape: scale_shape.to_vec(),
+        scale: scales(scale_shape.iter().product()),
+        offset: None,
+        rounded,
+    };
+    let size: usize = shape.iter().product();
+    let bytes = fenced(&noise((size * bits as usize).div_ceil(8)));
+    PackedWeight::blocks(shape, blocks, bytes).unwrap()
+}
+
+#[test]
+fn products_of_integers_with_scales_of_every_block_and_length() {
+    for bits in [4, 8] {
+        for rounded in [false, true] {
+            for (cols, blocks) in [
+                // A scale a row, any length; one of all lengths of a block and of what is left of it.
+                (1, 1),
+                (2, 1),
+                (30, 1),
+                (62, 1),
+                (128, 1),
+                (200, 1),
+                (258, 1),
+                // Blocks of 8, 16, 32, 64, 128, 256, 512.
+                (8, 1),
+                (24, 3),
+                (136, 17),
+                (48, 3),
+                (272, 17),
+                (32, 1),
+                (64, 2),
+                (96, 3),
+                (160, 5),
+                (288, 9),
+                (64, 1),
+                (128, 2),
+                (192, 3),
+                (320, 5),
+                (256, 2),
+                (384, 3),
+                (640, 5),
+                (512, 2),
+                (768, 3),
+                (1024, 2),
+                // Blocks of 1, 4, 12, 24, 96, which no kernel takes.
+                (6, 6),
+                (16, 4),
+                (36, 3),
+                (48, 2),
+                (192, 2),
+            ] {
+                let block = cols / blocks;
+                let what = format!("int{bits} blocks of {block}");
+                let shape = if cols % 3 == 0 {
+                    vec![11, cols, 1, 1]
+                } else {
+                    vec![11, cols]
+                };
+                let mut scale_shape = vec![1; shape.len()];
+                (scale_shape[0], scale_shape[1]) = (11, blocks);
+                let weight = integers(bits, &shape, &scale_shape, rounded);
+                let known = block.is_power_of_two() && block >= if bits == 4 { 8 } else { 32 };
+                let whole = (cols * bits as usize).is_multiple_of(8);
+                assert_eq!(
+                    weight.coded().is_some(),
+                    whole && (known || blocks == 1),
+                    "{what}"
+                );
+                check_products(&weight, &what);
+                assert_eq!(
+                    weight.usage().bytes,
+                    (11 * cols * bits as usize).div_ceil(8) as u64 + 22 * blocks as u64
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_share_scales_or_tables_in_groups_of_any_size() {
+    for group in [1, 2, 3, 4, 6, 12, 24] {
+        for (bits, blocks, rounded) in [(4, 1, false), (4, 5, false), (8, 1, true), (8, 5, false)] {
+            let weight = integers(bits, &[24, 160], &[24 / group, blocks], rounded);
+            assert!(weight.coded().is_some());
+            check_products(&weight, &format!("int{bits} in groups of {group}"));
+        }
+        for bits in [1, 2, 3, 4, 6] {
+            let p = palette(bits, &[24, 160], &[24 / group, 1], 1, 0);
+            let weight = PackedWeight::palette(p, fenced(&noise(24 * 20 * bits as usize))).unwrap();
+            assert!(weight.coded().is_some());
+            check_products(&weight, &format!("palette{bits} in groups of {group}"));
+        }
+    }
+}
+
+#[test]
+fn integers_are_multiplied_as_they_are_decoded() {
+    // One column other than zero: the product is the weight itself, rounded to fp16 or not.
+    for (bits, blocks) in [(4, 1), (4, 4), (8, 1), (8, 4)] {
+        for rounded in [false, true] {
+            let weight = integers(bits, &[9, 128], &[9, blocks], rounded);
+            let dense = weight.decode();
+            for column in [0, 7, 31, 32, 127] {
+                let mut x = [0.0; 128];
+                x[column] = 1.0;
+                for kernel in Kernel::available() {
+                    let mut out = [0.0; 9];
+                    weight.multiply_all(kernel, &x, 1, &mut out).unwrap();
+                    let column: Vec<f32> = dense.chunks(128).map(|row| row[column]).collect();
+                    assert_eq!(
+                        out.as_slice(),
+                        column,
+                        "int{bits} {blocks} {}",
+                        kernel.name()
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_scale_that_is_no_number_stays_out_of_other_rows() {
+    let blocks = Blocks {
+        coding: Coding::Signed(4),
+        scale_shape: vec![2, 4],
+        scale: vec![1.0, 1.0, 1.0, 1.0, f32::INFINITY, 1.0, 1.0, 1.0],
+        offset: None,
+        rounded: false,
+    };
+    let weight = PackedWeight::blocks(&[2, 128], blocks, Arc::new(vec![0x11; 128])).unwrap();
+    for kernel in Kernel::available() {
+        let mut out = [0.0; 2];
+        weight
+            .multiply_all(kernel, &[1.0; 128], 1, &mut out)
+            .unwrap();
+        assert_eq!(out, [128.0, f32::INFINITY]);
+    }
 }
 
 #[test]
