@@ -11,7 +11,7 @@ use gemma_coreml::allocate::{
 use gemma_coreml::bundle::Bundle;
 use gemma_coreml::calibrate::{self, Source, Stats, calibrate};
 use gemma_coreml::checkpoint::{Checkpoint, Tokenizer};
-use gemma_coreml::convert::{self, convert, own_weights, resolve};
+use gemma_coreml::convert::{self, Grids, convert, own_weights, resolve};
 use gemma_coreml::evaluate::batched::{Batched, BundleWeights};
 use gemma_coreml::evaluate::metrics::kl_divergence;
 use gemma_coreml::gemma::ModelPlan;
@@ -124,7 +124,7 @@ fn converted(
 
 /// Bytes of the weight files of a bundle, of packages that share one those of the first.
 fn weight_bytes(plan: &ModelPlan, recipe: &Recipe, out: &Path) -> u64 {
-    let chunks = resolve(plan, recipe).unwrap();
+    let chunks = resolve(plan, recipe, &Grids::default()).unwrap();
     let own: Vec<&str> = own_weights(&chunks).map(|c| c.spec.name.as_str()).collect();
     let bundle = Bundle::open(out).unwrap();
     let packages = bundle.packages().filter(|p| own.contains(&p.name.as_str()));
@@ -139,7 +139,10 @@ fn check_schemes(plan: &ModelPlan, given: &Recipe, made: &Allocation) {
         .iter()
         .map(|t| (t.tensor.as_str(), t.scheme))
         .collect();
-    let (new, old) = (resolve(plan, &read).unwrap(), resolve(plan, given).unwrap());
+    let (new, old) = (
+        resolve(plan, &read, &Grids::default()).unwrap(),
+        resolve(plan, given, &Grids::default()).unwrap(),
+    );
     let weights = |chunks: Vec<convert::ResolvedChunk>| -> Vec<convert::Resolved> {
         chunks.into_iter().flat_map(|c| c.weights).collect()
     };
@@ -365,7 +368,7 @@ fn relative_errors_need_no_text() {
     let fast = measure(&nano.checkpoint, &fast, &NoProgress).unwrap();
     assert_eq!((fast.unit, fast.tokens), (Unit::RelativeError, 0));
     assert_eq!(fast.tensors.len(), nano.measured.tensors.len());
-    let chunks = resolve(&nano.plan, &nano.recipe).unwrap();
+    let chunks = resolve(&nano.plan, &nano.recipe, &Grids::default()).unwrap();
     let weights = || own_weights(&chunks).flat_map(|c| &c.weights);
     let of = |name: &str| {
         weights()

@@ -235,6 +235,36 @@ fn the_cache_gives_what_one_pass_gives() {
     }
 }
 
+fn qat(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/qat/{name}"))
+}
+
+/// Checkpoints that were trained with int8 activations: with them, and without.
+#[test]
+fn rounded_activations_match_transformers() {
+    for name in ["mobile", "mobile-ct"] {
+        let dir = qat(name);
+        let checkpoint = Checkpoint::open(&dir).expect("a fixture opens");
+        assert!(checkpoint.has_activation_scales());
+        let of = |file: &str| cases(&dir.join(file)).remove(0);
+        let model = Reference::load(&checkpoint).expect("a fixture loads");
+        let streamed = Reference::with_budget(&checkpoint, 0).expect("a fixture loads");
+        let case = of("reference.safetensors");
+        assert_matches(&model, &case, name);
+        assert_matches(&streamed, &case, name);
+        let plain = model.without_activation_scales();
+        let (off, _) = compare(&plain, &case);
+        assert!(
+            off > 100.0 * LOGITS_TOLERANCE,
+            "{name}: no difference: {off:e}"
+        );
+        if name == "mobile" {
+            let without = of("reference_no_clamps.safetensors");
+            assert_matches(&plain, &without, "mobile without");
+        }
+    }
+}
+
 /// Greedy decoding from the prompt alone reproduces the generated ids.
 #[test]
 fn greedy_decoding_follows_transformers() {

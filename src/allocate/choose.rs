@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::error::{Error, Result};
 use super::measure::{Measurements, TensorMeasure, decided};
 use super::{Budget, Unit};
-use crate::convert::{Resolved, ResolvedChunk, own_weights, resolve, weight_bytes};
+use crate::convert::{Grids, Resolved, ResolvedChunk, own_weights, resolve, weight_bytes};
 use crate::gemma::ModelPlan;
 use crate::package::{HEADER_BYTES, align, end_of_blob};
 use crate::quantize::Scheme;
@@ -82,7 +82,12 @@ pub fn choose(
     budget: Budget,
     name: Option<&str>,
 ) -> Result<Allocation> {
-    let chunks = resolve(plan, recipe)?;
+    if recipe.quantize.given.is_some() {
+        return Err(Error::WidthsGiven {
+            recipe: recipe.name.clone(),
+        });
+    }
+    let chunks = resolve(plan, recipe, &Grids::default())?;
     let tensors = tensors(&chunks, measurements)?;
     let taken = take(&chunks, &tensors, budget)?;
     let wanted: BTreeMap<&str, Scheme> = tensors
@@ -360,9 +365,9 @@ fn express(
     wanted: &BTreeMap<&str, Scheme>,
 ) -> Result<Recipe> {
     let default = most_common(plan, recipe, wanted)?;
-    let given = resolve(plan, recipe)?;
+    let given = resolve(plan, recipe, &Grids::default())?;
     let plain = recipe.derived(name, description, default, &[])?;
-    let plain = resolve(plan, &plain)?;
+    let plain = resolve(plan, &plain, &Grids::default())?;
     // What each tensor must get, and whether the default alone gives it that.
     let mut rules = Vec::new();
     let mut seen = BTreeSet::new();
@@ -380,7 +385,7 @@ fn express(
         }
     }
     let made = recipe.derived(name, description, default, &rules)?;
-    let resolved = resolve(plan, &made)?;
+    let resolved = resolve(plan, &made, &Grids::default())?;
     let resolved = resolved.iter().flat_map(|c| &c.weights);
     for (was, is) in given.iter().flat_map(|c| &c.weights).zip(resolved) {
         let tensor = was.binding.tensor.as_str();
@@ -403,7 +408,7 @@ fn most_common(
     wanted: &BTreeMap<&str, Scheme>,
 ) -> Result<Scheme> {
     let default = recipe.quantize.default;
-    let chunks = resolve(plan, recipe)?;
+    let chunks = resolve(plan, recipe, &Grids::default())?;
     let mut counts: BTreeMap<u8, usize> = BTreeMap::new();
     for weight in decided(&chunks) {
         let chosen = wanted.get(weight.binding.tensor.as_str());

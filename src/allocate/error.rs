@@ -27,6 +27,15 @@ pub enum Error {
         /// Its name.
         recipe: String,
     },
+    /// The recipe leaves the widths to the checkpoint.
+    #[error(
+        "recipe {recipe}: `given` keeps the checkpoint's own widths, so there is none to choose\n\
+         hint: leave `given` out"
+    )]
+    WidthsGiven {
+        /// Its name.
+        recipe: String,
+    },
     /// A width that no palette has.
     #[error("width {bits}: a palette has 1, 2, 3, 4, 6 or 8 bits")]
     Width {

@@ -11,7 +11,7 @@ use super::{Settings, Unit, io, save};
 use crate::bundle::files;
 use crate::checkpoint::Checkpoint;
 use crate::convert::{
-    self, Measured, Measurer, Resolved, ResolvedChunk, own_weights, resolve, scalar_group,
+    self, Grids, Measured, Measurer, Resolved, ResolvedChunk, own_weights, resolve, scalar_group,
 };
 use crate::evaluate::metrics::log_sum_exp;
 use crate::evaluate::text::windows;
@@ -126,7 +126,12 @@ pub fn measure(
     let plan = ModelPlan::new(checkpoint.config()).map_err(convert::Error::from)?;
     plan.check(checkpoint).map_err(convert::Error::from)?;
     let widths = widths(settings)?;
-    let chunks = resolve(&plan, settings.recipe)?;
+    if settings.recipe.quantize.given.is_some() {
+        return Err(Error::WidthsGiven {
+            recipe: settings.recipe.name.clone(),
+        });
+    }
+    let chunks = resolve(&plan, settings.recipe, &Grids::default())?;
     let chosen = decided(&chunks);
     if chosen.is_empty() {
         return Err(Error::NothingToChoose {

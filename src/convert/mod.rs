@@ -23,7 +23,9 @@ mod weights;
 
 pub(crate) use assemble::thread_pool;
 pub use assemble::{Conversion, Report, StageTime, convert};
-pub use decide::{Resolved, ResolvedChunk, bundle_recipe, own_weights, resolve, weight_bytes};
+pub use decide::{
+    Grids, Resolved, ResolvedChunk, bundle_recipe, own_weights, resolve, weight_bytes,
+};
 pub use error::{Error, Fault, Result};
 pub use forecast::{
     FileForecast, Forecast, PackageForecast, SchemeForecast, SchemeTotal, TableForecast, Time,

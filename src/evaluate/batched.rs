@@ -2,7 +2,8 @@
 //!
 //! Weights are decoded from the bytes of the packages by the runtime's own decoder, rows, cos and sin come from the bundle's
 //! tables. What differs from interpreting the packages op by op is the order of sums and the epsilon of the norms (1e-6 here,
-//! its fp16 there). A bundle whose packages compute something else than the reference is [`Batched::Unfit`] with the reason.
+//! its fp16 there). A bundle whose packages compute something else than the reference, or round activations, is
+//! [`Batched::Unfit`] with the reason.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -122,7 +123,8 @@ impl BundleWeights {
             sines.row(position, sin)?;
             Ok(())
         };
-        let reference = Reference::load_from(checkpoint, self)?;
+        // A bundle that rounds activations is not `Fit`.
+        let reference = Reference::load_from(checkpoint, self)?.without_activation_scales();
         Ok(reference
             .with_rows(Box::new(rows))
             .with_rotary(Box::new(angles)))
@@ -181,7 +183,7 @@ fn differs(bundle: &Bundle) -> Option<String> {
         let types = function.ops.iter().map(|op| op.op_type.to_string());
         let quantized = types
             .into_iter()
-            .find(|t| t == "quantize" || t == "dequantize");
+            .find(|t| ["quantize", "dequantize", "round"].contains(&t.as_str()));
         if let Some(op) = quantized {
             return Some(format!("{} has ops of type {op}", chunk.name));
         }

@@ -3,6 +3,8 @@
 //! Every activation and weight is f32, with stored weights at their stored values, as transformers computes with
 //! `dtype=float32` and eager attention. Layers are kept in memory when they fit [`RESIDENT_BYTES`], and are read from the
 //! checkpoint on every pass otherwise; the head is read a block of rows at a time.
+//!
+//! Where a checkpoint has steps of activations, inputs and outputs of its linear layers are rounded to them.
 
 mod layerwise;
 
@@ -89,6 +91,8 @@ pub struct Reference<'a> {
     per_layer: Option<PerLayerProjection>,
     rows: Option<RowSource<'a>>,
     angles: Option<RotarySource<'a>>,
+    /// Whether the checkpoint's steps of activations count.
+    rounds: bool,
 }
 
 struct PerLayerProjection {
@@ -183,6 +187,7 @@ impl<'a> Reference<'a> {
             per_layer,
             rows: None,
             angles: None,
+            rounds: true,
         })
     }
 
@@ -196,6 +201,19 @@ impl<'a> Reference<'a> {
     pub fn with_rotary(mut self, source: RotarySource<'a>) -> Self {
         self.angles = Some(source);
         self
+    }
+
+    /// Leaves activations as they are, also where the checkpoint has
+    /// [steps](crate::checkpoint::ActivationScales) that it was trained to round them to.
+    pub fn without_activation_scales(mut self) -> Self {
+        self.rounds = false;
+        self
+    }
+
+    /// What has the steps of activations, if they count.
+    fn scales(&self) -> Option<&'a Checkpoint> {
+        let checkpoint = self.weights.checkpoint;
+        (self.rounds && checkpoint.has_activation_scales()).then_some(checkpoint)
     }
 
     /// The plan of the model.
@@ -288,7 +306,8 @@ impl<'a> Reference<'a> {
         observer: Option<&mut dyn Observer>,
     ) -> Result<(Tensor, Option<Tensor>)> {
         let h = self.rows(Table::Embedding, ids, self.plan.hidden)?;
-        let per_layer = self.per_layer_input(ids, &h, &mut Linears::new("", observer))?;
+        let per_layer =
+            self.per_layer_input(ids, &h, &mut Linears::new("", observer, self.scales()))?;
         Ok((h, per_layer))
     }
 
@@ -325,7 +344,7 @@ impl<'a> Reference<'a> {
             start: pass.start,
             window: self.plan.window,
         };
-        let mut linears = Linears::new(layer.prefix(), observer);
+        let mut linears = Linears::new(layer.prefix(), observer, self.scales());
         layer::forward(h, weights, &input, &mut linears).map_err(in_layer(layer))
     }
 

@@ -83,7 +83,7 @@ fn build_function(
     weights: &[WeightBinding],
 ) -> Result<Function> {
     let mut emitter = Emitter::new(plan, &spec.name, weights, kind.tokens())
-        .with_activation_scales(&options.activation_scales);
+        .with_activations(&options.activations);
     let e = &mut emitter;
     let inputs = Inputs::declare(e, spec, options, kind)?;
     let mut cache = cache::declare(e, spec, options, kind, &inputs)?;

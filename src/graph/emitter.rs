@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use half::f16;
 
 use super::error::{Error, Result};
+use super::forms::{LinearActivations, Rounding};
 use super::weights::{WeightBinding, tensor_name};
 use crate::gemma::ModelPlan;
 use crate::mil::{ConvParams, DType, DeferredConst, FunctionBuilder, Immediate, SliceParams, Var};
@@ -17,10 +18,10 @@ pub(super) struct Emitter<'a> {
     pub tokens: usize,
     chunk: &'a str,
     weights: BTreeMap<&'a str, &'a DeferredConst>,
-    /// As [`GraphOptions::activation_scales`](super::GraphOptions::activation_scales).
-    scales: Option<&'a BTreeMap<String, f16>>,
-    /// Values that went through int8: the value, the scale, what came out.
-    through_int8: Vec<(Var, f16, Var)>,
+    /// As [`GraphOptions::activations`](super::GraphOptions::activations).
+    activations: Option<&'a BTreeMap<String, LinearActivations>>,
+    /// Inputs that were rounded: the value, how, what came out.
+    rounded: Vec<(Var, Rounding, Var)>,
 }
 
 /// The axis that a norm runs over.
@@ -48,14 +49,14 @@ impl<'a> Emitter<'a> {
                 .iter()
                 .map(|w| (w.tensor.as_str(), &w.konst))
                 .collect(),
-            scales: None,
-            through_int8: Vec::new(),
+            activations: None,
+            rounded: Vec::new(),
         }
     }
 
-    /// Inputs of the linear layers named here go through int8.
-    pub fn with_activation_scales(mut self, scales: &'a BTreeMap<String, f16>) -> Self {
-        self.scales = Some(scales);
+    /// Inputs and outputs of the linear layers named here are rounded.
+    pub fn with_activations(mut self, of: &'a BTreeMap<String, LinearActivations>) -> Self {
+        self.activations = Some(of);
         self
     }
 
@@ -84,30 +85,58 @@ impl<'a> Emitter<'a> {
     /// As [`Self::linear`], for `groups` maps side by side: map `g` takes the g-th part of the channels to the g-th part of
     /// the result.
     pub fn grouped_linear(&mut self, x: &Var, tensor: &str, groups: usize) -> Result<Var> {
-        let x = self.activation(x, tensor)?;
+        let around = self.activations.and_then(|all| all.get(tensor));
+        let around = around.copied().unwrap_or_default();
+        let x = self.input(x, around.input)?;
         let weight = self.weight(tensor)?;
         let params = ConvParams {
             groups: dim(groups)?,
             ..ConvParams::default()
         };
-        Ok(self.fb.conv(&x, &weight, None, &params)?)
+        let y = self.fb.conv(&x, &weight, None, &params)?;
+        match around.output {
+            Some(rounding) => self.round(&y, rounding),
+            None => Ok(y),
+        }
     }
 
-    /// The input of a linear layer: rounded to int8 and back where the layer has a scale, once for all layers that share the
-    /// input. As coremltools' `linear_quantize_activations` writes it for `linear_symmetric`: a scalar scale in the input's
-    /// dtype, no zero point.
-    fn activation(&mut self, x: &Var, tensor: &str) -> Result<Var> {
-        let Some(&scale) = self.scales.and_then(|scales| scales.get(tensor)) else {
+    /// The input of a linear layer, rounded once for all layers that share it and the way it is rounded.
+    fn input(&mut self, x: &Var, rounding: Option<Rounding>) -> Result<Var> {
+        let Some(rounding) = rounding else {
             return Ok(x.clone());
         };
-        let done = self.through_int8.iter();
-        if let Some((.., out)) = done.rev().find(|(of, s, _)| of.is(x) && *s == scale) {
+        let done = self.rounded.iter();
+        if let Some((.., out)) = done.rev().find(|(of, how, _)| of.is(x) && *how == rounding) {
             return Ok(out.clone());
         }
-        let int8 = self.fb.quantize(x, scale.to_f32(), DType::Int8)?;
-        let out = self.fb.dequantize(&int8, scale.to_f32())?;
-        self.through_int8.push((x.clone(), scale, out.clone()));
+        let out = self.round(x, rounding)?;
+        self.rounded.push((x.clone(), rounding, out.clone()));
         Ok(out)
+    }
+
+    /// A value as int8 counts of a step and back. `quantize` and `dequantize` are as coremltools' `linear_quantize_activations`
+    /// writes them for `linear_symmetric`: a scalar scale in the input's dtype, no zero point.
+    fn round(&mut self, x: &Var, rounding: Rounding) -> Result<Var> {
+        let (before, after) = match rounding {
+            Rounding::Counts { before, after } => (before, after),
+            Rounding::Int8(scale) => {
+                let int8 = self.fb.quantize(x, scale.to_f32(), DType::Int8)?;
+                return Ok(self.fb.dequantize(&int8, scale.to_f32())?);
+            }
+        };
+        let x = self.times(x, before)?;
+        let x = self.fb.round(&x)?;
+        let x = self.fb.clip(&x, -128.0, 127.0)?;
+        self.times(&x, after)
+    }
+
+    /// A value times a number, which is not written where it is 1.
+    fn times(&mut self, x: &Var, factor: f16) -> Result<Var> {
+        if factor == f16::ONE {
+            return Ok(x.clone());
+        }
+        let factor = self.fb.scalar_f16(factor.to_f32())?;
+        Ok(self.fb.mul(x, &factor)?)
     }
 
     /// A linear map of one layer.

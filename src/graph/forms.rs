@@ -29,9 +29,31 @@ pub struct GraphOptions {
     pub pad_kv_heads: Option<usize>,
     /// Follow the published bundles where they differ from Gemma 4: prefill without a window, verify within the window.
     pub compat: bool,
-    /// By tensor name: the input of that linear layer goes through int8 with this scale. Layers that are not named take their
-    /// input as it is.
-    pub activation_scales: BTreeMap<String, f16>,
+    /// By tensor name: how input and output of that linear layer are rounded. Those of layers that are not named are not.
+    pub activations: BTreeMap<String, LinearActivations>,
+}
+
+/// How the activations around a linear layer are rounded.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct LinearActivations {
+    /// Before the layer.
+    pub input: Option<Rounding>,
+    /// Behind it.
+    pub output: Option<Rounding>,
+}
+
+/// How a value is rounded to int8 counts of a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Rounding {
+    /// `quantize` and `dequantize` with this scale.
+    Int8(f16),
+    /// A factor, `round`, `clip` to -128..127, another factor. A factor of 1 is not written: another tensor has it.
+    Counts {
+        /// From values to counts.
+        before: f16,
+        /// From counts to values.
+        after: f16,
+    },
 }
 
 impl GraphOptions {
@@ -46,7 +68,7 @@ impl GraphOptions {
             prefill: PrefillPackages::Separate,
             pad_kv_heads: None,
             compat: false,
-            activation_scales: BTreeMap::new(),
+            activations: BTreeMap::new(),
         }
     }
 

@@ -29,7 +29,10 @@ mod weights;
 
 pub use chunk::build_chunk;
 pub use error::{Error, Result};
-pub use forms::{AttentionForm, CacheForm, FunctionKind, GraphOptions, Layout, PrefillPackages};
+pub use forms::{
+    AttentionForm, CacheForm, FunctionKind, GraphOptions, Layout, LinearActivations,
+    PrefillPackages, Rounding,
+};
 pub use split::{ChunkSpec, packages};
 pub use weights::{WeightBinding, WeightKind, WeightLayout, chunk_weights};
 

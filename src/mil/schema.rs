@@ -242,6 +242,12 @@ ops! {
     Sqrt "sqrt" [UNARY] "Square root.";
     Cos "cos" [UNARY] "Cosine.";
     Sin "sin" [UNARY] "Sine.";
+    Round "round" [UNARY] "Nearest integer, a half to the even one.";
+    Clip "clip" [&[
+        X_FLOAT,
+        ArgSpec::new("alpha", Role::Attribute, FLOAT, 'T'),
+        ArgSpec::new("beta", Role::Attribute, FLOAT, 'T'),
+    ]] "`min(max(x, alpha), beta)`.";
     Rsqrt "rsqrt" [&[
         X_FLOAT,
         attr("epsilon", FLOAT, DefaultValue::Float(1e-12)),

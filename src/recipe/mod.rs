@@ -24,6 +24,8 @@
 //! scale = true                    # optional; powers of two folded into the tensor before
 //! compensate = { rounds = 4, damping = 0.01 }   # optional; GPTQ's order, then rounds of refinement
 //! activations = { ranges = "percentile", percentile = 99.99 }   # optional; int8 inputs of quantized layers; or ranges = "minmax"
+//!                                 # for a checkpoint with steps of activations: ranges = "checkpoint", or "none" to leave them out
+//! given = "palette"               # optional; or "linear": weights stored as integers keep them, each in a scheme of its width
 //!
 //! [[quantize.rules]]              # the last matching rule wins; one that matches nothing is an error
 //! pattern = 'layers\.0\..*proj'
@@ -35,6 +37,7 @@
 
 mod activations;
 mod error;
+mod given;
 mod rules;
 mod set;
 #[cfg(test)]
@@ -44,8 +47,9 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-pub use activations::Activations;
+pub use activations::{ActivationForm, Activations};
 pub use error::{Error, Result};
+pub use given::{Given, GivenForm};
 pub use rules::{Candidate, Choice, Compensate, Pattern, QuantRules, Reason, Rule};
 
 use crate::graph::{AttentionForm, CacheForm, FunctionKind, GraphOptions, Layout, PrefillPackages};
@@ -184,7 +188,7 @@ impl Recipe {
             prefill: self.prefill,
             pad_kv_heads: self.pad_kv_heads,
             compat: self.compat,
-            activation_scales: Default::default(),
+            activations: Default::default(),
         }
     }
 

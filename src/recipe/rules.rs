@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::activations::Activations;
 use super::error::{Error, Result};
+use super::given::{Given, GivenForm};
 use crate::graph::WeightKind;
 use crate::quantize::{Scheme, TableScheme};
 
@@ -39,6 +40,9 @@ pub struct QuantRules {
     pub scale: bool,
     /// Indices are chosen so that weights make up for each other's errors.
     pub compensate: Option<Compensate>,
+    /// Weights that the checkpoint stores as integers get the scheme of this form that keeps them, unless a rule names them; the
+    /// default and the threshold are for the others.
+    pub given: Option<GivenForm>,
     /// Exceptions; the last one that matches a tensor wins.
     #[serde(default)]
     pub rules: Vec<Rule>,
@@ -129,6 +133,8 @@ pub struct Candidate<'a> {
     pub elements: usize,
     /// What the weight is; only projections and the head are quantized.
     pub kind: WeightKind,
+    /// The integers that the checkpoint stores it as, if it does.
+    pub given: Option<Given>,
 }
 
 /// Why a weight got its scheme.
@@ -140,6 +146,8 @@ pub enum Reason {
     NotAProjection,
     /// At most this many elements stay fp16.
     Threshold(usize),
+    /// The checkpoint's own integers, in the recipe's form.
+    Given(GivenForm),
     /// The rule with this pattern.
     Rule(String),
 }
@@ -150,6 +158,7 @@ impl fmt::Display for Reason {
             Self::Default => write!(f, "default"),
             Self::NotAProjection => write!(f, "norm or scalar"),
             Self::Threshold(n) => write!(f, "at most {n} elements"),
+            Self::Given(form) => write!(f, "given ({})", form.name()),
             Self::Rule(p) => write!(f, "rule `{p}`"),
         }
     }
@@ -171,7 +180,10 @@ impl QuantRules {
             ("importance", self.importance),
             ("scale", self.scale),
             ("compensate", self.compensate.is_some()),
-            ("activations", self.activations.is_some()),
+            (
+                "activations",
+                self.activations.is_some_and(|a| a.percentile().is_some()),
+            ),
         ];
         keys.into_iter().find(|(_, set)| *set).map(|(key, _)| key)
     }
@@ -180,8 +192,8 @@ impl QuantRules {
     pub(super) fn check(&self) -> std::result::Result<(), (&'static str, String)> {
         if let Some(activations) = &self.activations {
             activations.check().map_err(|e| ("activations", e))?;
-            if self.scale {
-                let why = "activations: their ranges are measured without the folds of `scale`";
+            if self.scale && *activations != (Activations::None {}) {
+                let why = "activations: their ranges are those without the folds of `scale`";
                 return Err(("activations", format!("{why}: leave one of them out")));
             }
         }
@@ -240,6 +252,12 @@ impl QuantRules {
             return Choice {
                 scheme: rule.scheme,
                 reason: Reason::Rule(rule.pattern.as_str().to_owned()),
+            };
+        }
+        if let (Some(form), Some(given)) = (self.given, weight.given) {
+            return Choice {
+                scheme: form.scheme(given),
+                reason: Reason::Given(form),
             };
         }
         if weight.elements <= self.threshold {

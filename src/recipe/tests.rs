@@ -206,6 +206,7 @@ fn candidates() -> Vec<Candidate<'static>> {
         name,
         elements,
         kind,
+        given: None,
     })
     .to_vec()
 }
@@ -320,9 +321,13 @@ fn activations_have_a_range() {
     let read = |value: &str| Recipe::parse("mine.toml", &with(value)).unwrap();
     let minmax = read("{ ranges = \"minmax\" }");
     assert_eq!(minmax.quantize.activations, Some(Activations::Minmax {}));
-    assert_eq!(minmax.quantize.activations.unwrap().percentile(), 100.0);
+    assert_eq!(
+        minmax.quantize.activations.unwrap().percentile(),
+        Some(100.0)
+    );
     let percentile = read("{ ranges = \"percentile\", percentile = 99.9 }");
-    assert_eq!(percentile.quantize.activations.unwrap().percentile(), 99.9);
+    let range = percentile.quantize.activations.unwrap().percentile();
+    assert_eq!(range, Some(99.9));
     assert_eq!(percentile.quantize.calibrated_by(), Some("activations"));
     let folded = with("{ ranges = \"minmax\" }\nscale = true");
     assert!(error_of(&folded).contains("folds"));

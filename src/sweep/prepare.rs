@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use super::error::{Error, Result};
 use super::{Settings, TOOL, TOP};
 use crate::bundle::files;
-use crate::convert::{self, Options};
+use crate::convert::{self, Grids, Options};
 use crate::evaluate::text::windows;
 use crate::gemma::ModelPlan;
 use crate::quantize::{PaletteForm, Scheme, SharedPalettes};
@@ -139,7 +139,8 @@ pub(super) fn check(plan: &ModelPlan, settings: &Settings) -> Result<()> {
             recipe: recipe.name.clone(),
             source: Box::new(source),
         };
-        convert::resolve(plan, recipe).map_err(failed)?;
+        // Schemes for integers of the checkpoint always fit.
+        convert::resolve(plan, recipe, &Grids::default()).map_err(failed)?;
         if let (Some(key), None) = (
             recipe.quantize.calibrated_by(),
             settings.calibration.of(recipe),

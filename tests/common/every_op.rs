@@ -76,9 +76,11 @@ pub fn arithmetic(o: &mut Ops) {
     for op in [Add, Sub, Mul, RealDiv, Maximum, Minimum, Pow] {
         o.op(op, &[("x", x.clone()), ("y", y.clone())]);
     }
-    for op in [Exp, Tanh, Sigmoid, Silu, Sqrt, Cos, Sin, Identity] {
+    for op in [Exp, Tanh, Sigmoid, Silu, Sqrt, Cos, Sin, Round, Identity] {
         o.op(op, &[("x", x.clone())]);
     }
+    let (alpha, beta) = (o.half(-128.0), o.half(127.0));
+    o.op(Clip, &[("x", x.clone()), ("alpha", alpha), ("beta", beta)]);
     let (eps, mode) = (o.half(1e-3), o.text("TANH_APPROXIMATION"));
     o.both(Rsqrt, &[("x", x.clone())], &[("epsilon", eps.clone())]);
     o.both(Gelu, &[("x", x.clone())], &[("mode", mode)]);

@@ -134,7 +134,7 @@ fn pairs_stand_before_quantized_layers_and_nowhere_else() {
                 let largest = stats
                     .input(tensor)
                     .unwrap()
-                    .percentile(activations.percentile());
+                    .percentile(activations.percentile().unwrap());
                 f16::from_f32(largest / 127.0).to_f32()
             };
             let mut quantized = 0;

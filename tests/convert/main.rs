@@ -18,5 +18,6 @@ mod kills;
 mod opening;
 mod rewrite;
 mod sharding;
+mod steps;
 mod tables;
 mod values;

@@ -5,7 +5,7 @@ use crate::helpers::*;
 use gemma_coreml::bundle::archive::{pack, unpack};
 use gemma_coreml::bundle::{Bundle, Error as BundleError};
 use gemma_coreml::checkpoint::Checkpoint;
-use gemma_coreml::convert::{Error, Options, resolve};
+use gemma_coreml::convert::{Error, Grids, Options, resolve};
 use gemma_coreml::evaluate::{RowSource, open_decoder};
 use gemma_coreml::gemma::ModelPlan;
 use gemma_coreml::package::WEIGHTS_DIR;
@@ -25,7 +25,7 @@ const METADATA: u64 = 1024;
 fn limit(model: &str, recipe: &str) -> u64 {
     let checkpoint = Checkpoint::open(&fixture(model)).unwrap();
     let plan = ModelPlan::new(checkpoint.config()).unwrap();
-    let chunks = resolve(&plan, &Recipe::load(recipe).unwrap()).unwrap();
+    let chunks = resolve(&plan, &Recipe::load(recipe).unwrap(), &Grids::default()).unwrap();
     let weights = chunks.iter().flat_map(|c| &c.weights);
     weights.map(|w| w.bytes).max().unwrap() + METADATA
 }

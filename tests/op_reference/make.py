@@ -176,6 +176,14 @@ case("dequantize", "axis", input=q, scale=np.array([0.25, 0.5, 1.0, 2.0], np.flo
 case("dequantize", "uint8", input=q.view(np.uint8), scale=np.float32(0.5), zero_point=np.uint8(128))
 case("dequantize", "negative_axis", input=q, scale=np.array([0.25, 0.5, 1.0], np.float32), axis=np.int32(-2))
 
+halves = np.array([0.5, 1.5, 2.5, 126.5, 127.5, 128.5, 0.0, 1e-6, 0.4998, 1023.5, 2049, 60000, 65504, np.inf], np.float32)
+halves = np.concatenate([halves, -halves])
+case("round", x=halves)
+case("round", "between", x=np.array([[[0.25, 0.75]], [[-100.44, 3.25]]], np.float32))
+case("clip", x=halves, alpha=np.float32(-128), beta=np.float32(127))
+case("clip", "narrow", x=halves.reshape(4, 7), alpha=np.float32(-0.25), beta=np.float32(1.5))
+case("clip", "positive", x=halves, alpha=np.float32(0), beta=np.float32(6))
+
 
 # ---- products -------------------------------------------------------------------------------------------------------
 def conv(x, weight, bias=None, strides=None, pad=None, dilations=None, groups=1):

@@ -65,7 +65,7 @@ impl<'a> Conversion<'a> {
     ) -> Result<Self> {
         let plan = checked_plan(checkpoint)?;
         let staging = Staging::lock(out, options.replaces())?;
-        let decided = Task::new(&plan, recipe, staging.output(), options).and_then(|task| {
+        let decided = Task::new((checkpoint, &plan), recipe, staging.output(), options).and_then(|task| {
             let job = Job {
                 checkpoint,
                 plan: &plan,
@@ -307,13 +307,14 @@ impl Build<'_> {
             kept,
         } = built;
         let output: PathBuf = self.staging.output().to_path_buf();
+        let notes = [notes(&files), self.job.task.notes(self.job.checkpoint)].concat();
         self.staging.install()?;
         let all: Vec<&Done> = done.iter().collect();
         Ok(Report {
             output,
             context: self.job.task.context,
             bytes: files.values().map(|f| f.bytes).sum(),
-            notes: notes(&files),
+            notes,
             files,
             schemes: totals(&all),
             tensors: done

@@ -38,7 +38,7 @@ fn build(out: &Path) -> (Vec<String>, PathBuf) {
         ..Options::default()
     };
     let staging = Staging::lock(out, false).unwrap();
-    let task = Task::new(&plan, &recipe, staging.output(), &options).unwrap();
+    let task = Task::new((&checkpoint, &plan), &recipe, staging.output(), &options).unwrap();
     let twins: Vec<ResolvedChunk> = task.chunks.iter().map(twin).collect();
     let pool = thread_pool(None).unwrap();
     let build = Build {

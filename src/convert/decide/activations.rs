@@ -1,22 +1,23 @@
-//! Scales of quantized activations, from the statistics that a conversion is given.
+//! Scales of quantized activations from the statistics that a conversion is given.
 
 use super::resolve::ResolvedChunk;
 use crate::calibrate::Stats;
 use crate::convert::error::{Error, Result};
+use crate::graph::{LinearActivations, Rounding};
 use crate::quantize::Scheme;
-use crate::recipe::Activations;
 use half::f16;
 use std::collections::BTreeMap;
 
 /// Largest int8 value of a symmetric range, as coremltools' `linear_symmetric` has it: -128 is not used.
 const LARGEST: f32 = 127.0;
 
-/// The scale of the input of every linear layer of a package whose weight is quantized, by tensor.
-pub(super) fn scales(
+/// The rounding of the input of every linear layer of a package whose weight is quantized, by tensor. The range reaches to
+/// `percentile` of the magnitudes.
+pub(super) fn measured(
     chunk: &ResolvedChunk,
-    activations: &Activations,
+    percentile: f64,
     stats: &Stats,
-) -> Result<BTreeMap<String, f16>> {
+) -> Result<BTreeMap<String, LinearActivations>> {
     let quantized = chunk
         .weights
         .iter()
@@ -24,8 +25,12 @@ pub(super) fn scales(
     quantized
         .map(|w| {
             let tensor = &w.binding.tensor;
-            let largest = stats.input(tensor)?.percentile(activations.percentile());
-            Ok((tensor.clone(), scale(tensor, largest)?))
+            let largest = stats.input(tensor)?.percentile(percentile);
+            let around = LinearActivations {
+                input: Some(Rounding::Int8(scale(tensor, largest)?)),
+                output: None,
+            };
+            Ok((tensor.clone(), around))
         })
         .collect()
 }

@@ -10,6 +10,7 @@ mod grid;
 mod job;
 mod program;
 mod resolve;
+mod steps;
 mod task;
 
 pub(super) use base::TOOL;
@@ -18,5 +19,5 @@ pub(super) use facts::tensor_record;
 pub(super) use grid::{LOOKED_FOR, grid_record, table_grid_record};
 pub(super) use job::{Job, Origin, PackageUnit, TableSpec, Unit};
 pub(super) use resolve::{ByConst, matrix, package_error};
-pub use resolve::{Resolved, ResolvedChunk, own_weights, resolve, weight_bytes};
+pub use resolve::{Grids, Resolved, ResolvedChunk, own_weights, resolve, weight_bytes};
 pub(super) use task::{Task, checked_plan};

@@ -11,7 +11,7 @@ impl Job<'_> {
     pub fn graph(&self, chunk: &ResolvedChunk) -> Result<(ChunkGraph, Vec<String>)> {
         let (task, recipe) = (self.task, self.task.recipe_of(&chunk.spec.name));
         let mut options = recipe.graph_options(task.context);
-        options.activation_scales = task.activation_scales(chunk)?;
+        options.activations = task.activations(chunk)?;
         let graph = build_chunk(self.plan, &chunk.spec, &options)?;
         let order = graph.weights.iter().map(|w| w.konst.id.clone()).collect();
         Ok((graph, order))

@@ -1,13 +1,14 @@
 //! Which scheme each weight gets, and how many bytes that makes. Reads no weights.
 
+use crate::checkpoint::{Checkpoint, Grid};
 use crate::convert::error::{Error, Result};
 use crate::gemma::ModelPlan;
-use crate::graph::{ChunkSpec, WeightBinding, chunk_weights, packages};
+use crate::graph::{ChunkSpec, LinearActivations, WeightBinding, chunk_weights, packages};
 use crate::mil::{DType, DeferredConst};
 use crate::package::{BoxError, Shards, Storage, WEIGHT_FILE_LIMIT};
 use crate::quantize::sparse::kept;
 use crate::quantize::{Grouping, PaletteForm, Scheme};
-use crate::recipe::{Candidate, Recipe};
+use crate::recipe::{Candidate, Given, Recipe};
 use std::collections::BTreeMap;
 
 /// One weight of one package with the scheme it is stored in.
@@ -27,6 +28,8 @@ pub struct Resolved {
     pub elements: u64,
     /// Bytes of data, LUT and scales, before padding and sharing.
     pub bytes: u64,
+    /// What all values are multiplied by: what turns activations into counts of their steps and back, where that is folded.
+    pub factor: f32,
 }
 
 impl Resolved {
@@ -41,7 +44,11 @@ impl Resolved {
             scheme,
             source,
         })?;
-        resolved(&self.package, &self.binding, (scheme, self.reason.clone()))
+        let other = resolved(&self.package, &self.binding, (scheme, self.reason.clone()))?;
+        Ok(Self {
+            factor: self.factor,
+            ..other
+        })
     }
 
     /// Bytes of the parts of the weight that are blobs of a weight file, without metadata and padding.
@@ -90,6 +97,8 @@ pub struct ResolvedChunk {
     pub spec: ChunkSpec,
     /// Its weights.
     pub weights: Vec<Resolved>,
+    /// How activations around its linear layers are rounded to the checkpoint's own steps, by tensor.
+    pub activations: BTreeMap<String, LinearActivations>,
 }
 
 impl ResolvedChunk {
@@ -97,7 +106,9 @@ impl ResolvedChunk {
     pub fn has_weights_of(&self, other: &Self) -> bool {
         let mut pairs = self.weights.iter().zip(&other.weights);
         self.weights.len() == other.weights.len()
-            && pairs.all(|(a, b)| a.binding == b.binding && a.storage == b.storage)
+            && pairs.all(|(a, b)| {
+                a.binding == b.binding && a.storage == b.storage && a.factor == b.factor
+            })
     }
 }
 
@@ -117,16 +128,51 @@ impl<'a> ByConst<'a> {
     }
 }
 
+/// The tensors that a checkpoint stores as integers and steps.
+#[derive(Debug, Clone, Default)]
+pub struct Grids(BTreeMap<String, (Grid, usize)>);
+
+impl Grids {
+    /// Those of a checkpoint.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`].
+    pub fn of(checkpoint: &Checkpoint) -> Result<Self> {
+        let mut grids = BTreeMap::new();
+        for name in checkpoint.names() {
+            let shape = checkpoint.shape(name).unwrap_or_default();
+            if let Some(grid) = checkpoint.tensor(name, shape)?.grid() {
+                let inputs = shape.last().copied().unwrap_or(1);
+                grids.insert(name.to_string(), (grid, inputs));
+            }
+        }
+        Ok(Self(grids))
+    }
+
+    fn given(&self, tensor: &str) -> Option<Given> {
+        let (grid, inputs) = self.0.get(tensor)?;
+        Some(Given {
+            nbits: grid.nbits,
+            block: Some(grid.block).filter(|block| block != inputs),
+        })
+    }
+}
+
 /// Resolves the recipe's rules for every weight of a model. A rule that matches nothing is an error, and so is a scheme
-/// that does not fit unless the recipe says what to use `otherwise`.
-pub fn resolve(plan: &ModelPlan, recipe: &Recipe) -> Result<Vec<ResolvedChunk>> {
+/// that does not fit unless the recipe says what to use `otherwise`. Recipes that keep integers of the checkpoint look into
+/// `grids`.
+pub fn resolve(plan: &ModelPlan, recipe: &Recipe, grids: &Grids) -> Result<Vec<ResolvedChunk>> {
     let options = recipe.graph_options(recipe.context_for(None, plan.max_positions));
     let specs = packages(plan, &options)?;
     let bindings: Vec<Vec<WeightBinding>> = specs
         .iter()
         .map(|s| chunk_weights(plan, s, &options))
         .collect::<std::result::Result<_, _>>()?;
-    let candidates: Vec<Candidate<'_>> = bindings.iter().flatten().map(candidate).collect();
+    let candidates: Vec<Candidate<'_>> = bindings
+        .iter()
+        .flatten()
+        .map(|binding| candidate(binding, grids))
+        .collect();
     let mut choices = recipe
         .quantize
         .resolve(&recipe.name, &candidates)?
@@ -144,16 +190,21 @@ pub fn resolve(plan: &ModelPlan, recipe: &Recipe) -> Result<Vec<ResolvedChunk>> 
             )?;
             weights.push(resolved(&package, binding, chosen)?);
         }
-        chunks.push(ResolvedChunk { spec, weights });
+        chunks.push(ResolvedChunk {
+            spec,
+            weights,
+            activations: BTreeMap::new(),
+        });
     }
     Ok(chunks)
 }
 
-fn candidate(binding: &WeightBinding) -> Candidate<'_> {
+fn candidate<'b>(binding: &'b WeightBinding, grids: &Grids) -> Candidate<'b> {
     Candidate {
         name: &binding.tensor,
         elements: binding.source_shape.iter().product(),
         kind: binding.kind,
+        given: grids.given(&binding.tensor),
     }
 }
 
@@ -217,6 +268,7 @@ fn resolved(package: &str, binding: &WeightBinding, chosen: (Scheme, String)) ->
         scheme,
         reason,
         storage,
+        factor: 1.0,
     })
 }
 

@@ -1,8 +1,8 @@
 //! What a conversion makes, and what it keeps of a bundle that is there.
 
-use super::activations;
 use super::base::Base;
-use super::resolve::{ResolvedChunk, resolve};
+use super::resolve::{Grids, ResolvedChunk, resolve};
+use super::{activations, steps};
 use crate::bundle::provenance::RecipeRecord;
 use crate::bundle::{files, layout};
 use crate::calibrate::Stats;
@@ -10,9 +10,9 @@ use crate::checkpoint::{Checkpoint, Tokenizer, stop_ids};
 use crate::convert::error::{Error, Result};
 use crate::convert::options::Options;
 use crate::gemma::ModelPlan;
+use crate::graph::LinearActivations;
 use crate::quantize::SharedPalettes;
-use crate::recipe::Recipe;
-use half::f16;
+use crate::recipe::{Activations, Recipe};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -50,11 +50,13 @@ impl Task {
     /// What to do for `output`, which is locked: convert, rewrite the bundle there for another context, or rebuild one
     /// package of it.
     pub fn new(
-        plan: &ModelPlan,
+        (checkpoint, plan): (&Checkpoint, &ModelPlan),
         recipe: &Recipe,
         output: &Path,
         options: &Options,
     ) -> Result<Self> {
+        steps::check(checkpoint, recipe)?;
+        let grids = Grids::of(checkpoint)?;
         let calibration = calibration(recipe, options)?;
         let record = recipe_record(recipe, calibration.as_deref());
         let there = output.join(layout::MODEL_CONFIG).is_file();
@@ -66,12 +68,17 @@ impl Task {
                 });
             }
             let base = Base::read(output)?;
-            let mut task = Self::rebuild(plan, (recipe, record), only, base, options)?;
+            let mut task = Self::rebuild((plan, &grids), (recipe, record), only, base, options)?;
             task.calibration = calibration;
-            task.check_activations(options)?;
+            task.settle_activations(checkpoint, plan, options)?;
             return Ok(task);
         }
-        let mut task = Self::anew(plan, (recipe, record.clone()), calibration, options)?;
+        let mut task = Self::anew(
+            (plan, &grids),
+            (recipe, record.clone()),
+            calibration,
+            options,
+        )?;
         if there && !options.force {
             let base = Base::read(output)?;
             base.check_tool()?;
@@ -83,7 +90,7 @@ impl Task {
             task.records = base.provenance.packages.clone();
             task.base = Some(base);
         }
-        task.check_activations(options)?;
+        task.settle_activations(checkpoint, plan, options)?;
         Ok(task)
     }
 
@@ -91,16 +98,22 @@ impl Task {
     ///
     /// # Errors
     /// As [`Task::new`]; no statistics for a recipe that quantizes activations.
-    pub fn planned(plan: &ModelPlan, recipe: &Recipe, options: &Options) -> Result<Self> {
+    pub fn planned(
+        (checkpoint, plan): (&Checkpoint, &ModelPlan),
+        recipe: &Recipe,
+        options: &Options,
+    ) -> Result<Self> {
+        steps::check(checkpoint, recipe)?;
+        let grids = Grids::of(checkpoint)?;
         let calibration = options.calibration.clone();
         let record = recipe_record(recipe, calibration.as_deref());
-        let mut task = Self::anew(plan, (recipe, record), calibration, options)?;
-        task.check_activations(options)?;
+        let mut task = Self::anew((plan, &grids), (recipe, record), calibration, options)?;
+        task.settle_activations(checkpoint, plan, options)?;
         Ok(task)
     }
 
     fn anew(
-        plan: &ModelPlan,
+        (plan, grids): (&ModelPlan, &Grids),
         (recipe, record): (&Recipe, RecipeRecord),
         calibration: Option<Arc<Stats>>,
         options: &Options,
@@ -115,21 +128,21 @@ impl Task {
             context: context(plan, recipe, options)?,
             model_id: options.model_id.as_deref().unwrap_or(MODEL_ID).to_string(),
             file_limit: options.file_limit(),
-            chunks: resolve(plan, recipe)?,
+            chunks: resolve(plan, recipe, grids)?,
             base: None,
             only: None,
         })
     }
 
     fn rebuild(
-        plan: &ModelPlan,
+        (plan, grids): (&ModelPlan, &Grids),
         (recipe, record): (&Recipe, RecipeRecord),
         only: &str,
         base: Base,
         options: &Options,
     ) -> Result<Self> {
         base.check_tool()?;
-        let mut chunks = resolve(plan, &base.recipe)?;
+        let mut chunks = resolve(plan, &base.recipe, grids)?;
         let Some(at) = chunks.iter().position(|c| c.spec.name == only) else {
             return Err(Error::NoSuchPackage {
                 package: only.to_string(),
@@ -137,7 +150,7 @@ impl Task {
             });
         };
         agree(only, recipe, &base, options)?;
-        let anew = resolve(plan, recipe)?;
+        let anew = resolve(plan, recipe, grids)?;
         // The layouts agree, so the package is there.
         if let Some(chunk) = anew.into_iter().find(|c| c.spec.name == only) {
             chunks[at] = chunk;
@@ -166,28 +179,44 @@ impl Task {
         })
     }
 
-    /// That every program that is written, also over weights that are kept, has the scales of its activations.
-    fn check_activations(&mut self, options: &Options) -> Result<()> {
-        let quantizes = |c: &ResolvedChunk| {
-            let recipe = self.recipe_of(&c.spec.name);
-            recipe.quantize.activations.is_some()
+    /// Decides how activations are rounded in every program that is written, also over weights that are kept.
+    fn settle_activations(
+        &mut self,
+        checkpoint: &Checkpoint,
+        plan: &ModelPlan,
+        options: &Options,
+    ) -> Result<()> {
+        let measured = |c: &ResolvedChunk| {
+            let activations = self.recipe_of(&c.spec.name).quantize.activations;
+            activations.is_some_and(|a| a.percentile().is_some())
         };
-        if self.calibration.is_none() && self.chunks.iter().any(quantizes) {
+        if self.calibration.is_none() && self.chunks.iter().any(measured) {
             self.calibration = options.calibration.clone();
         }
-        let written = |c: &&ResolvedChunk| self.only.as_ref().is_none_or(|o| *o == c.spec.name);
-        for chunk in self.chunks.iter().filter(written) {
-            self.activation_scales(chunk)?;
+        for at in 0..self.chunks.len() {
+            let name = self.chunks[at].spec.name.clone();
+            if self.only.as_ref().is_none_or(|only| *only == name) {
+                steps::check(checkpoint, self.recipe_of(&name))?;
+                self.activations(&self.chunks[at])?;
+            }
+            let activations = self.recipe_of(&name).quantize.activations;
+            if let Some(Activations::Checkpoint { form }) = activations {
+                steps::apply(checkpoint, plan, form, &mut self.chunks[at])?;
+            }
         }
         Ok(())
     }
 
-    /// The scale of the input of every linear layer of a package whose weight is quantized, by tensor; none where the recipe
-    /// leaves activations as they are.
-    pub fn activation_scales(&self, chunk: &ResolvedChunk) -> Result<BTreeMap<String, f16>> {
+    /// How activations around the linear layers of a package are rounded, by tensor; none where the recipe leaves them as they
+    /// are.
+    pub fn activations(
+        &self,
+        chunk: &ResolvedChunk,
+    ) -> Result<BTreeMap<String, LinearActivations>> {
         let recipe = self.recipe_of(&chunk.spec.name);
-        let Some(activations) = &recipe.quantize.activations else {
-            return Ok(BTreeMap::new());
+        let activations = recipe.quantize.activations;
+        let Some(percentile) = activations.and_then(|a| a.percentile()) else {
+            return Ok(chunk.activations.clone());
         };
         let Some(stats) = &self.calibration else {
             return Err(Error::NoCalibration {
@@ -202,7 +231,18 @@ impl Task {
             let given = stats.sha256().to_string();
             return Err(base.other("calibration", given, sha256.clone()));
         }
-        activations::scales(chunk, activations, stats)
+        activations::measured(chunk, percentile, stats)
+    }
+
+    /// What a user should know of the checkpoint and the recipes of the packages that are written.
+    pub fn notes(&self, checkpoint: &Checkpoint) -> Vec<String> {
+        let written = self.chunks.iter().map(|c| &c.spec.name);
+        let written = written.filter(|name| self.only.as_ref().is_none_or(|only| only == *name));
+        let mut notes: Vec<String> = written
+            .filter_map(|name| steps::note(checkpoint, self.recipe_of(name)))
+            .collect();
+        notes.dedup();
+        notes
     }
 
     /// The recipe of a package as `provenance.json` keeps it.

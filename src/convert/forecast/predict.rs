@@ -28,7 +28,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// As [`crate::convert::convert`], before it reads a matrix.
 pub fn forecast(checkpoint: &Checkpoint, recipe: &Recipe, options: &Options) -> Result<Forecast> {
     let plan = checked_plan(checkpoint)?;
-    let task = Task::planned(&plan, recipe, options)?;
+    let task = Task::planned((checkpoint, &plan), recipe, options)?;
     let job = Job {
         checkpoint,
         plan: &plan,
@@ -60,6 +60,7 @@ impl Job<'_> {
             time: estimate::time(self, &units, written(&files), threads),
             notes: sizes
                 .filter_map(|(name, bytes)| note(name, bytes))
+                .chain(self.task.notes(self.checkpoint))
                 .chain(self.grid_note()?)
                 .collect(),
             packages: all.packages,

@@ -15,6 +15,26 @@ pub(super) struct Factors {
     pub columns: Option<Arc<[f32]>>,
 }
 
+impl Factors {
+    /// These, and `factor` on each of so many rows.
+    pub fn times(mut self, factor: f32, rows: usize) -> Self {
+        if factor != 1.0 {
+            self.rows = Some(match &self.rows {
+                Some(factors) => factors.iter().map(|f| f * factor).collect(),
+                None => vec![factor; rows].into(),
+            });
+        }
+        self
+    }
+
+    /// Whether a product with any of them changes no digit.
+    fn are_powers_of_two(&self) -> bool {
+        let all = self.rows.iter().chain(&self.columns);
+        all.flat_map(|factors| factors.iter())
+            .all(|f| f.is_normal() && f.to_bits() << 9 == 0)
+    }
+}
+
 /// A matrix of the checkpoint times its factors.
 #[derive(Debug, Clone)]
 pub(super) struct Input<'a> {
@@ -22,6 +42,8 @@ pub(super) struct Input<'a> {
     /// Length of a row.
     pub inputs: usize,
     pub factors: Factors,
+    /// Whether the factors are powers of two.
+    exact: bool,
 }
 
 impl<'a> Input<'a> {
@@ -30,6 +52,7 @@ impl<'a> Input<'a> {
         Self {
             view,
             inputs,
+            exact: factors.are_powers_of_two(),
             factors,
         }
     }
@@ -45,22 +68,33 @@ impl<'a> Input<'a> {
         Ok(())
     }
 
-    /// Reads elements as fp16. Factors are powers of two, so that only a value beyond the range of fp16 can be off: too
-    /// large is an error, too small loses digits below 2^-24.
+    /// Reads elements as fp16. Where factors are powers of two, only a value beyond the range of fp16 can be off: too
+    /// large is an error, too small loses digits below 2^-24. Products with others are rounded once.
     ///
     /// # Errors
     /// As [`TensorView::read_f16`]; [`Error::FoldRange`].
     pub fn read_f16(&self, range: Range<usize>, out: &mut [f16]) -> Result<()> {
         let start = range.start;
-        self.view.read_f16(range, out)?;
         let mut beyond = None;
-        self.each_factor(start, out.len(), |i, factor| {
-            let scaled = f16::from_f32(out[i].to_f32() * factor);
-            if scaled.is_infinite() && beyond.is_none() {
-                beyond = Some((i, out[i].to_f32(), factor));
-            }
-            out[i] = scaled;
-        });
+        if self.exact {
+            self.view.read_f16(range, out)?;
+            self.each_factor(start, out.len(), |i, factor| {
+                let scaled = f16::from_f32(out[i].to_f32() * factor);
+                if scaled.is_infinite() && beyond.is_none() {
+                    beyond = Some((i, out[i].to_f32(), factor));
+                }
+                out[i] = scaled;
+            });
+        } else {
+            let mut values = vec![0f32; out.len()];
+            self.view.read_f32(range, &mut values)?;
+            self.each_factor(start, out.len(), |i, factor| {
+                out[i] = f16::from_f64(f64::from(values[i]) * f64::from(factor));
+                if out[i].is_infinite() && beyond.is_none() {
+                    beyond = Some((i, values[i], factor));
+                }
+            });
+        }
         match beyond {
             Some((i, value, factor)) => Err(Error::FoldRange {
                 tensor: self.view.name.to_string(),

@@ -247,7 +247,7 @@ fn nearest(table: &[f64], x: f64) -> f64 {
 mod tests {
     use super::*;
     use crate::calibrate::{self, Source, calibrate};
-    use crate::convert::decide::{own_weights, resolve};
+    use crate::convert::decide::{Grids, own_weights, resolve};
     use crate::progress::NoProgress;
     use crate::recipe::Recipe;
     use std::path::Path;
@@ -272,7 +272,7 @@ mod tests {
         let rule =
             "[[quantize.rules]]\npattern = 'layers.1.mlp.gate'\nscheme = \"palette4-tensor\"\n";
         let recipe = Recipe::parse("x", &(text + rule)).unwrap();
-        let chunks = resolve(&plan, &recipe).unwrap();
+        let chunks = resolve(&plan, &recipe, &Grids::default()).unwrap();
         let widths = [2, 4, 8];
         // Of these no importance of rows is known.
         let (mut folded, mut compared) = (0, 0);

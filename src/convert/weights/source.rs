@@ -68,7 +68,9 @@ impl<'a> Weights<'a> {
         let shared = self.palettes.clone().filter(|_| self.levers.is_none());
         let shared = shared.map(|palettes| (palettes, binding.tensor.clone()));
         let tuning = Tuning { shared, ..tuning };
-        let input = Input::new(view, matrix(binding)[1], factors);
+        let [outputs, inputs] = matrix(binding);
+        let factors = factors.times(weight.factor, outputs);
+        let input = Input::new(view, inputs, factors);
         let write = &mut |part, bytes: &[u8]| sink.write(part, bytes);
         let buffers = &mut self.buffers;
         let (stats, grid) = stream(&input, weight, &tuning, buffers, self.progress, write)?;

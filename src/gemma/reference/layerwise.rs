@@ -112,7 +112,9 @@ impl<'r, 'a> Layerwise<'r, 'a> {
         for sequence in &self.sequences {
             let norm = Some(&reference.final_norm);
             rms_norm(&sequence.h, norm, reference.plan.eps)
-                .and_then(|x| Linears::new("", Some(&mut *observer)).show(reference.plan.head, &x))
+                .and_then(|x| {
+                    Linears::new("", Some(&mut *observer), None).show(reference.plan.head, &x)
+                })
                 .map_err(compute("final norm"))?;
         }
         Ok(())

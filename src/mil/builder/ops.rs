@@ -249,6 +249,7 @@ impl FunctionBuilder {
         sqrt Sqrt "Square root.";
         cos Cos "Cosine.";
         sin Sin "Sine.";
+        round Round "The nearest integer, a half to the even one.";
         identity Identity "The same value as a new one.";
     }
 
@@ -274,6 +275,16 @@ impl FunctionBuilder {
     pub fn rsqrt(&mut self, x: &Var, epsilon: f32) -> Result<Var> {
         let epsilon = self.float_like(x, epsilon)?;
         self.named(OpType::Rsqrt, &[("x", x.clone()), ("epsilon", epsilon)])
+    }
+
+    /// `x` held to `alpha ..= beta`, both in the element type of `x`.
+    pub fn clip(&mut self, x: &Var, alpha: f32, beta: f32) -> Result<Var> {
+        let args = [
+            ("x", x.clone()),
+            ("alpha", self.float_like(x, alpha)?),
+            ("beta", self.float_like(x, beta)?),
+        ];
+        self.named(OpType::Clip, &args)
     }
 
     /// GELU.

@@ -18,6 +18,19 @@ impl Call<'_> {
         Ok(self.ty("x")?.clone())
     }
 
+    pub(super) fn clip(&self) -> Inferred<TensorType> {
+        let [alpha, beta] = [
+            self.scalar("alpha", |v| v.as_float())?,
+            self.scalar("beta", |v| v.as_float())?,
+        ];
+        if let (Some(alpha), Some(beta)) = (alpha, beta)
+            && alpha.partial_cmp(&beta) != Some(std::cmp::Ordering::Less)
+        {
+            return Err(format!("alpha {alpha} must be smaller than beta {beta}"));
+        }
+        Ok(self.ty("x")?.clone())
+    }
+
     pub(super) fn gelu(&self) -> Inferred<TensorType> {
         let modes = ["EXACT", "TANH_APPROXIMATION", "SIGMOID_APPROXIMATION"];
         one_of("mode", self.str("mode", "EXACT")?, &modes)?;

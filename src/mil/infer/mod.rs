@@ -236,7 +236,10 @@ impl<'a> Call<'a> {
             ReduceMean | ReduceSum | ReduceMax | ReduceSumSquare => self.reduce()?,
             ReduceArgmax => self.reduce_argmax()?,
             Add | Sub | Mul | RealDiv | Maximum | Minimum | Pow => self.binary()?,
-            Exp | Tanh | Sigmoid | Silu | Sqrt | Cos | Sin | Identity => self.ty("x")?.clone(),
+            Exp | Tanh | Sigmoid | Silu | Sqrt | Cos | Sin | Round | Identity => {
+                self.ty("x")?.clone()
+            }
+            Clip => self.clip()?,
             Rsqrt => self.rsqrt()?,
             Gelu => self.gelu()?,
             Softmax => self.softmax()?,

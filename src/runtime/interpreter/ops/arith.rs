@@ -81,6 +81,13 @@ pub(super) fn unary(mut args: OpArgs<'_>) -> Result<Compiled> {
         OpType::Sqrt => map(args, x.ty, f32::sqrt),
         OpType::Cos => map(args, x.ty, f32::cos),
         OpType::Sin => map(args, x.ty, f32::sin),
+        OpType::Round => map(args, x.ty, f32::round_ties_even),
+        OpType::Clip => {
+            let (alpha, beta) = (args.float("alpha")?, args.float("beta")?);
+            // The order of numpy's minimum and maximum: a NaN stays one.
+            let held = move |v: f32| -maximum(-maximum(v, alpha), -beta);
+            map(args, x.ty, held)
+        }
         OpType::Rsqrt => {
             let epsilon = args.float("epsilon")?;
             map(args, x.ty, move |v| 1.0 / (v + epsilon).sqrt())

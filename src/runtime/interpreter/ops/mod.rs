@@ -22,7 +22,9 @@ pub(crate) fn compile(args: OpArgs<'_>) -> Result<Compiled> {
     use OpType::*;
     match args.op_type {
         Add | Sub | Mul | RealDiv | Maximum | Minimum | Pow => arith::binary(args),
-        Exp | Tanh | Sigmoid | Silu | Sqrt | Cos | Sin | Rsqrt | Gelu => arith::unary(args),
+        Exp | Tanh | Sigmoid | Silu | Sqrt | Cos | Sin | Round | Clip | Rsqrt | Gelu => {
+            arith::unary(args)
+        }
         Select => arith::select(args),
         Cast => arith::cast(args),
         Quantize => arith::quantize(args),
