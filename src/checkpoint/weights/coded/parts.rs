@@ -217,8 +217,8 @@ impl Parts<'_> {
                 let got = "a step of activations".into();
                 Err(self.error(Some(&found), "none, as config.json has it", got))
             }
-            // Published heads have steps of 0, and tables none.
-            None if needed && self.is_in_layer() => self.need(part, ending, beside).map(|_| None),
+            // Ids are not rounded, though a group of config.json may have its tables with its linear layers.
+            None if needed && !self.is_table() => self.need(part, ending, beside).map(|_| None),
             None => Ok(None),
         };
         let input = scale(needed.0, Part::Input, endings.0)?;
