@@ -22,7 +22,7 @@ use gemma_coreml::quantize::table::quantize_row_int8;
 use gemma_coreml::quantize::{
     BitPacker, Histogram, Scratch, narrow, pack, packed_len, palettize_group, unpack,
 };
-use gemma_coreml::runtime::{Kernel, PalettizedMatrix, StoredWeights};
+use gemma_coreml::runtime::{IntegerMatrix, Kernel, PalettizedMatrix, StoredWeights};
 use half::{bf16, f16};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -249,6 +249,59 @@ impl fmt::Display for Product {
 fn products() -> impl Iterator<Item = Product> {
     let kernels = Kernel::available().into_iter();
     kernels.flat_map(|kernel| WIDTHS.map(|nbits| Product { kernel, nbits }))
+}
+
+/// The same with integers and a scale for each block of a row.
+#[divan::bench(args = integers())]
+fn matrix_vector_integers(bencher: Bencher, integers: &Integers) {
+    let Integers {
+        kernel,
+        nbits,
+        block,
+    } = *integers;
+    let mut packed = Vec::new();
+    pack(&indices(nbits), nbits, &mut packed).expect("in range");
+    let scales = &WEIGHTS[..LEN / block];
+    let matrix = IntegerMatrix::new(nbits.into(), (ROWS, COLS), packed, scales);
+    let matrix = matrix.expect("sizes fit");
+    let x = &WEIGHTS[LEN - COLS..];
+    let mut out = vec![0.0; ROWS];
+    bencher
+        .counter(ItemsCount::new(LEN))
+        .bench_local(|| matrix.multiply(kernel, black_box(x), 1, &mut out));
+}
+
+/// A kernel, the bits of integers, and columns that share a scale.
+struct Integers {
+    kernel: Kernel,
+    nbits: u8,
+    block: usize,
+}
+
+impl fmt::Display for Integers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            kernel,
+            nbits,
+            block,
+        } = self;
+        write!(f, "{}-{nbits}-block{block}", kernel.name())
+    }
+}
+
+/// Every kernel of this CPU with blocks of 32 and 128 columns and of a row.
+fn integers() -> impl Iterator<Item = Integers> {
+    let kernels = Kernel::available().into_iter();
+    kernels.flat_map(|kernel| {
+        let widths = [4, 8].into_iter();
+        widths.flat_map(move |nbits| {
+            [32, 128, COLS].map(|block| Integers {
+                kernel,
+                nbits,
+                block,
+            })
+        })
+    })
 }
 
 /// A palettized 4-bit matrix of a package to f32, as the runtime reads it.

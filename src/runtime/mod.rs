@@ -38,5 +38,5 @@ pub use kernels::kernel::Kernel;
 pub use values::error::{BoxError, Error, Result};
 pub use values::kind::Kind;
 pub use values::tensor::{Data, Precision, Tensor};
-pub use weights::matrix::PalettizedMatrix;
+pub use weights::matrix::{IntegerMatrix, PalettizedMatrix};
 pub use weights::roofline;

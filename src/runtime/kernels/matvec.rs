@@ -413,9 +413,9 @@ unsafe fn each_vector<V: Lanes, C: Codec<V>>(codec: C, row: &[u8], mut f: impl F
                 let mut part = codec.block(block.add(read));
                 for step in 0..C::STEPS / C::READS {
                     let mut values = codec.next(&mut part);
-                    if C::SCALED > 0 {
-                        let step = read * (C::STEPS / C::READS) + step;
-                        let scale = codec.scale(b, step / C::SCALED);
+                    let step = read * (C::STEPS / C::READS) + step;
+                    if let Some(part) = step.checked_div(C::SCALED) {
+                        let scale = codec.scale(b, part);
                         values = match C::ROUNDED {
                             true => V::multiply_half(values, scale),
                             false => V::multiply(values, scale),

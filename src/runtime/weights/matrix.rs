@@ -1,6 +1,7 @@
-//! A palettized matrix in memory, for measuring and checking the kernels by themselves.
+//! Matrices in memory as a package holds them, for measuring and checking the kernels by themselves.
 
-use super::packed::PackedWeight;
+use super::coding::Coding;
+use super::packed::{Blocks, PackedWeight};
 use super::palette::Palette;
 use crate::runtime::kernels::kernel::Kernel;
 use crate::runtime::values::error::{Error, Result};
@@ -85,5 +86,118 @@ impl PalettizedMatrix {
         out: &mut [f32],
     ) -> Result<()> {
         self.weight.multiply_all(kernel, x, vectors, out)
+    }
+}
+
+/// A matrix of integers in two's complement, as a package holds it, with a scale for each block of a row.
+#[derive(Debug)]
+pub struct IntegerMatrix(PackedWeight);
+
+impl IntegerMatrix {
+    /// A matrix of `rows` x `cols` integers of 4 or 8 bits. `integers` are packed row-major, lowest bits of a byte first, as in
+    /// weight.bin; `scales` has as many values for each row as it has blocks.
+    ///
+    /// # Errors
+    /// [`Error::TensorLength`] when there are fewer bytes; [`Error::Disagreement`] when the scales do not divide the matrix or there
+    /// are no integers of that width.
+    pub fn new(
+        bits: u32,
+        (rows, cols): (usize, usize),
+        integers: Vec<u8>,
+        scales: &[f32],
+    ) -> Result<Self> {
+        let per_row = scales.len().checked_div(rows).unwrap_or(0);
+        let known = matches!(bits, 4 | 8);
+        if !known
+            || per_row == 0
+            || !scales.len().is_multiple_of(rows)
+            || !cols.is_multiple_of(per_row)
+        {
+            return Err(Error::Disagreement {
+                what: "a matrix of integers",
+                left_name: "the matrix".to_owned(),
+                left: format!("{rows} x {cols} integers of {bits} bits"),
+                right_name: "the scales".to_owned(),
+                right: format!("{} values", scales.len()),
+            });
+        }
+        let blocks = Blocks {
+            coding: Coding::Signed(bits),
+            scale_shape: vec![rows, per_row],
+            scale: scales.to_vec(),
+            offset: None,
+            rounded: false,
+        };
+        let shape = [rows, cols];
+        let got = integers.len();
+        let weight = PackedWeight::blocks(&shape, blocks, Arc::new(integers));
+        let weight = weight.ok_or_else(|| Error::TensorLength {
+            shape: shape.to_vec(),
+            expected: Coding::Signed(bits)
+                .bytes(rows * cols)
+                .unwrap_or(usize::MAX),
+            got,
+        })?;
+        Ok(Self(weight))
+    }
+
+    /// As [`PalettizedMatrix::multiply`].
+    ///
+    /// # Errors
+    /// [`Error::TensorLength`] when `x` or `out` is of another length.
+    pub fn multiply(
+        &self,
+        kernel: Kernel,
+        x: &[f32],
+        vectors: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        self.0.multiply_all(kernel, x, vectors, out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_times_their_scales() {
+        // -8 7 1 -1 and 2 0 -3 4, two scales a row.
+        let bytes = vec![0x78, 0xf1, 0x02, 0x4d];
+        let scales = [0.5, 2.0, 1.0, -1.0];
+        let matrix = IntegerMatrix::new(4, (2, 4), bytes.clone(), &scales).unwrap();
+        for kernel in Kernel::available() {
+            let mut out = [0.0; 2];
+            matrix
+                .multiply(kernel, &[1.0, 2.0, 3.0, 4.0], 1, &mut out)
+                .unwrap();
+            assert_eq!(out, [3.0 - 2.0, 2.0 - 7.0]);
+            let short = matrix.multiply(kernel, &[1.0; 3], 1, &mut out);
+            assert!(matches!(short, Err(Error::TensorLength { .. })));
+        }
+        let new = |bits, size, bytes: &[u8], scales: &[f32]| {
+            IntegerMatrix::new(bits, size, bytes.to_vec(), scales).unwrap_err()
+        };
+        let short = new(4, (2, 4), &bytes[1..], &scales);
+        assert!(matches!(
+            short,
+            Error::TensorLength {
+                expected: 4,
+                got: 3,
+                ..
+            }
+        ));
+        for (bits, size, scales) in [
+            (2, (2, 4), &scales[..]),
+            (4, (2, 4), &scales[..3]),
+            (4, (2, 3), &scales[..]),
+            (4, (0, 4), &scales[..]),
+            (4, (2, 4), &[]),
+        ] {
+            assert!(matches!(
+                new(bits, size, &bytes, scales),
+                Error::Disagreement { .. }
+            ));
+        }
     }
 }

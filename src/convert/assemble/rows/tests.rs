@@ -198,7 +198,7 @@ fn integers_that_a_form_does_not_hold_are_computed_and_counted() {
         let bytes = stored(&codes, nbits, &steps);
         let view = coded(&bytes, dim, nbits, block);
         let spec = spec(scheme, dim, 1.0);
-        assert!(!Rows::new(&view, &spec).given.is_some());
+        assert!(Rows::new(&view, &spec).given.is_none());
         let got = written(&view, &spec).unwrap();
         assert_eq!(counts(&got), (0, blocks, 0), "{scheme}");
         let levels = if nbits > 4 { 7.5 } else { 3.75 };
