@@ -1,8 +1,10 @@
-//! Schemes for weights that a checkpoint stores as integers.
+//! Schemes for weights and tables that a checkpoint stores as integers.
+
+use std::num::NonZeroUsize;
 
 use serde::Deserialize;
 
-use crate::quantize::{Grouping, IntRange, PaletteForm, Scheme};
+use crate::quantize::{Grouping, IntRange, PaletteForm, RowBlock, Scheme, StepBits, TableScheme};
 
 /// The integers of a weight in a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,6 +13,23 @@ pub struct Given {
     pub nbits: u8,
     /// Inputs of a row that share a step; `None` where all do.
     pub block: Option<usize>,
+}
+
+impl Given {
+    /// The form of rows that keeps them.
+    pub(super) fn rows(self) -> TableScheme {
+        TableScheme::RowsSteps {
+            bits: match self.nbits {
+                ..=2 => StepBits::Two,
+                3..=4 => StepBits::Four,
+                _ => StepBits::Eight,
+            },
+            block: match self.block.and_then(NonZeroUsize::new) {
+                Some(block) => RowBlock::Values(block),
+                None => RowBlock::Row,
+            },
+        }
+    }
 }
 
 /// How weights that the checkpoint stores as integers are stored: each in a scheme of its own width that keeps them.

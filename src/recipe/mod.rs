@@ -25,7 +25,8 @@
 //! compensate = { rounds = 4, damping = 0.01 }   # optional; GPTQ's order, then rounds of refinement
 //! activations = { ranges = "percentile", percentile = 99.99 }   # optional; int8 inputs of quantized layers; or ranges = "minmax"
 //!                                 # for a checkpoint with steps of activations: ranges = "checkpoint", or "none" to leave them out
-//! given = "palette"               # optional; or "linear": weights stored as integers keep them, each in a scheme of its width
+//! given = "palette"               # optional; or "linear": weights and tables that the checkpoint stores as integers keep them,
+//!                                 # each in a scheme of its width
 //!
 //! [[quantize.rules]]              # the last matching rule wins; one that matches nothing is an error
 //! pattern = 'layers\.0\..*proj'

@@ -41,7 +41,7 @@ pub struct QuantRules {
     /// Indices are chosen so that weights make up for each other's errors.
     pub compensate: Option<Compensate>,
     /// Weights that the checkpoint stores as integers get the scheme of this form that keeps them, unless a rule names them; the
-    /// default and the threshold are for the others.
+    /// default and the threshold are for the others. Tables of integers get the rows that keep them.
     pub given: Option<GivenForm>,
     /// Exceptions; the last one that matches a tensor wins.
     #[serde(default)]
@@ -212,6 +212,16 @@ impl QuantRules {
     /// Scheme of the per-layer row table.
     pub fn per_layer_tables(&self) -> TableScheme {
         self.per_layer_tables.unwrap_or(self.tables)
+    }
+
+    /// With `given`, takes the form of tables that the checkpoint stores as integers from there.
+    pub fn keep_tables(&mut self, embedding: Option<Given>, per_layer: Option<Given>) {
+        if self.given.is_none() {
+            return;
+        }
+        let asked = self.per_layer_tables();
+        self.per_layer_tables = Some(per_layer.map_or(asked, Given::rows));
+        self.tables = embedding.map_or(self.tables, Given::rows);
     }
 
     /// Chooses a scheme for each weight, in the order given.

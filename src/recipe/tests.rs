@@ -313,6 +313,86 @@ fn forms_that_do_not_go_together_are_refused() {
 }
 
 #[test]
+fn the_steps_of_a_checkpoint_have_a_form() {
+    let with = |value: &str| {
+        let line = format!("tables = \"rows-int8\"\nactivations = {value}");
+        GOOD.replace("tables = \"rows-int8\"", &line)
+    };
+    let read = |value: &str| {
+        let recipe = Recipe::parse("mine.toml", &with(value)).unwrap();
+        assert_eq!(recipe.quantize.calibrated_by(), None, "{value}");
+        recipe.quantize.activations.unwrap()
+    };
+    for (value, form) in [
+        ("{ ranges = \"checkpoint\" }", ActivationForm::Arithmetic),
+        (
+            "{ ranges = \"checkpoint\", form = \"arithmetic\" }",
+            ActivationForm::Arithmetic,
+        ),
+        (
+            "{ ranges = \"checkpoint\", form = \"quantize\" }",
+            ActivationForm::Quantize,
+        ),
+    ] {
+        assert_eq!(read(value), Activations::Checkpoint { form });
+    }
+    assert_eq!(read("{ ranges = \"none\" }"), Activations::None {});
+    for (value, part) in [
+        ("{ ranges = \"checkpoint\", form = \"float\" }", "float"),
+        ("{ ranges = \"checkpoint\", percentile = 99 }", "percentile"),
+        ("{ ranges = \"none\", form = \"quantize\" }", "form"),
+        ("{ ranges = \"checkpoint\" }\nscale = true", "folds"),
+        ("{ ranges = \"checkpoint\" }\ngiven = \"int4\"", "int4"),
+    ] {
+        let error = error_of(&with(value));
+        assert!(error.contains(part), "{value}: {error}");
+    }
+    Recipe::parse("mine.toml", &with("{ ranges = \"none\" }\nscale = true")).unwrap();
+}
+
+#[test]
+fn given_integers_keep_their_width() {
+    let form = |text: &str| {
+        let text = GOOD.replace("tables =", &format!("given = \"{text}\"\ntables ="));
+        Recipe::parse("mine.toml", &text).unwrap().quantize
+    };
+    let given = |nbits, block| Given { nbits, block };
+    for (name, nbits, block, scheme) in [
+        ("palette", 2, None, "palette2-g1"),
+        ("palette", 4, None, "palette4-g1"),
+        ("palette", 8, None, "int8-channel-full"),
+        ("palette", 4, Some(32), "int4-block32-full"),
+        ("linear", 2, None, "int4-channel-full"),
+        ("linear", 4, None, "int4-channel-full"),
+        ("linear", 8, Some(64), "int8-block64-full"),
+    ] {
+        let rules = form(name);
+        let scheme_of = rules.given.unwrap().scheme(given(nbits, block));
+        assert_eq!(scheme_of.to_string(), scheme);
+        let mut list = candidates();
+        list.iter_mut()
+            .for_each(|c| c.given = Some(given(nbits, block)));
+        let chosen = rules.resolve("mine", &list).unwrap();
+        // Norms stay, rules win, the threshold does not.
+        let schemes: Vec<String> = chosen.iter().map(|c| c.scheme.to_string()).collect();
+        assert_eq!(schemes[..4], ["fp16", "palette8-g16", "fp16", "fp16"]);
+        assert_eq!(schemes[4..], [scheme, scheme, scheme]);
+        assert_eq!(chosen[5].reason.to_string(), format!("given ({name})"));
+        let plain = rules.resolve("mine", &candidates()).unwrap();
+        assert_eq!(plain[4].scheme.to_string(), "palette3-g16");
+    }
+    let mut rules = form("linear");
+    rules.keep_tables(None, Some(given(2, Some(256))));
+    let tables = |r: &QuantRules| [r.tables, r.per_layer_tables()].map(|t| t.to_string());
+    assert_eq!(tables(&rules), ["rows-int8", "rows-int2-block256"]);
+    rules.keep_tables(Some(given(4, None)), None);
+    assert_eq!(tables(&rules), ["rows-int4-row", "rows-int2-block256"]);
+    let mut plain = Recipe::parse("mine.toml", GOOD).unwrap().quantize;
+    plain.keep_tables(Some(given(4, None)), None);
+    assert_eq!(plain.tables.to_string(), "rows-int8");
+}
+
+#[test]
 fn activations_have_a_range() {
     let with = |value: &str| {
         let line = format!("tables = \"rows-int8\"\nactivations = {value}");

@@ -1,6 +1,8 @@
 //! Checkpoints with steps of activations: what packages compute with them, in every form, against the f32 reference and its
 //! integers; recipes that leave them out.
 
+mod points;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,10 +17,10 @@ use gemma_coreml::evaluate::metrics::{cosine, kl_divergence};
 use gemma_coreml::evaluate::{ExactRows, RowSource, open_decoder};
 use gemma_coreml::gemma::reference::{Keep, Layerwise, Reference};
 use gemma_coreml::gemma::{LayerKind, Observer};
-use gemma_coreml::package::{Binding, ReadFunction, ReadOp};
 use gemma_coreml::recipe::Recipe;
 use gemma_coreml::runtime::{DecodeOptions, Decoder, Precision};
 use half::f16;
+use points::{Point, around, points};
 
 const IDS: [u32; 12] = [2, 110, 45, 190, 7, 7, 81, 160, 33, 99, 140, 12];
 
@@ -94,108 +96,6 @@ fn left_out() -> Recipe {
 
 fn made(model: &Path, name: &str, out: &Path, options: &Options) -> Report {
     run_recipe(model, &builtin(name), out, options).unwrap()
-}
-
-/// One place where a program rounds.
-#[derive(Debug)]
-struct Point {
-    /// What goes in.
-    from: String,
-    /// The factors before and behind, 1 where there is none.
-    factors: [f32; 2],
-    /// The integers.
-    counts: String,
-    /// What comes out.
-    result: String,
-}
-
-fn name_of<'a>(op: &'a ReadOp, arg: &str) -> &'a str {
-    match op.input(arg) {
-        Some(Binding::Name(name)) => name,
-        other => panic!("{}: {arg}: {other:?}", op.name),
-    }
-}
-
-fn by_output(function: &ReadFunction) -> BTreeMap<&str, &ReadOp> {
-    let outputs = |op| {
-        let op: &ReadOp = op;
-        op.outputs.iter().map(move |(name, _)| (name.as_str(), op))
-    };
-    function.ops.iter().flat_map(outputs).collect()
-}
-
-/// The number that a product multiplies with, if it is a scalar in the program.
-fn factor(ops: &BTreeMap<&str, &ReadOp>, op: &ReadOp) -> Option<f32> {
-    if op.op_type.name() != "mul" {
-        return None;
-    }
-    let value = match op.input("y")? {
-        Binding::Value(value) => value,
-        Binding::Name(name) => ops.get(name.as_str())?.value.as_ref()?,
-    };
-    let scalar = value.ty().shape.is_empty();
-    let bytes = scalar.then(|| value.bytes())?;
-    Some(f16::from_le_bytes([bytes[0], bytes[1]]).to_f32())
-}
-
-/// Every point of a function; checks the form.
-fn points(function: &ReadFunction) -> Vec<Point> {
-    let ops = by_output(function);
-    let used = |name: &str| -> Vec<&ReadOp> {
-        let reads = |op: &&ReadOp| {
-            ["x", "y"]
-                .iter()
-                .any(|arg| matches!(op.input(arg), Some(Binding::Name(n)) if n == name))
-        };
-        function.ops.iter().filter(reads).collect()
-    };
-    let rounds = function
-        .ops
-        .iter()
-        .filter(|op| op.op_type.name() == "round");
-    rounds
-        .map(|round| {
-            let x = name_of(round, "x");
-            let before = ops.get(x).and_then(|op| Some((factor(&ops, op)?, *op)));
-            let (before, from) = match before {
-                Some((factor, op)) => (factor, name_of(op, "x")),
-                None => (1.0, x),
-            };
-            let [clip] = used(&round.outputs[0].0)[..] else {
-                panic!("{}: one clip", round.name)
-            };
-            assert_eq!(clip.op_type.name(), "clip");
-            let counts = &clip.outputs[0].0;
-            let next = used(counts);
-            let after = next.first().and_then(|op| Some((factor(&ops, op)?, *op)));
-            let (after, result) = match after {
-                Some((factor, op)) if next.len() == 1 => (factor, &op.outputs[0].0),
-                _ => (1.0, counts),
-            };
-            Point {
-                from: from.to_string(),
-                factors: [before, after],
-                counts: counts.clone(),
-                result: result.clone(),
-            }
-        })
-        .collect()
-}
-
-/// What is around each linear layer of a bundle's decode functions, by the name of its constant.
-fn around(bundle: &Bundle) -> BTreeMap<String, [Option<Point>; 2]> {
-    let mut found = BTreeMap::new();
-    for chunk in bundle.chunks() {
-        let function = &chunk.package.functions()[chunk.package.default_function()];
-        for conv in function.ops.iter().filter(|op| op.op_type.name() == "conv") {
-            let (x, y) = (name_of(conv, "x"), &conv.outputs[0].0);
-            let input = points(function).into_iter().find(|p| p.result == x);
-            let output = points(function).into_iter().find(|p| p.from == *y);
-            let weight = name_of(conv, "weight").to_string();
-            found.insert(weight, [input, output]);
-        }
-    }
-    found
 }
 
 fn decoder(bundle: &Path, model: &Path, precision: Precision, keep: Vec<String>) -> Decoder {
@@ -601,6 +501,10 @@ fn given_integers_have_a_scheme_of_their_width() {
             );
         }
         assert_eq!(Vec::from_iter(seen), [2, 4, 8]);
+        let tables = facts.tensors.iter().filter(|t| t.reason == "table");
+        let tables: Vec<&str> = tables.map(|t| t.scheme.as_str()).collect();
+        // The others are the per-layer projection and its norm.
+        assert_eq!(tables[..2], ["rows-int2-row", "rows-int4-block32"]);
     }
     let out = dir.path().join("ct");
     made(&qat("w4a16-ct"), "qat-mobile", &out, &options());

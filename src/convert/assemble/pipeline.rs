@@ -65,15 +65,16 @@ impl<'a> Conversion<'a> {
     ) -> Result<Self> {
         let plan = checked_plan(checkpoint)?;
         let staging = Staging::lock(out, options.replaces())?;
-        let decided = Task::new((checkpoint, &plan), recipe, staging.output(), options).and_then(|task| {
-            let job = Job {
-                checkpoint,
-                plan: &plan,
-                task: &task,
-            };
-            let (forecast, note) = (job.forecast(options.threads)?, job.grid_note()?);
-            Ok((task, forecast, note))
-        });
+        let decided =
+            Task::new((checkpoint, &plan), recipe, staging.output(), options).and_then(|task| {
+                let job = Job {
+                    checkpoint,
+                    plan: &plan,
+                    task: &task,
+                };
+                let (forecast, note) = (job.forecast(options.threads)?, job.grid_note()?);
+                Ok((task, forecast, note))
+            });
         match decided {
             Ok((task, forecast, grid_note)) => Ok(Self {
                 checkpoint,

@@ -149,7 +149,8 @@ impl Grids {
         Ok(Self(grids))
     }
 
-    fn given(&self, tensor: &str) -> Option<Given> {
+    /// The integers of a tensor.
+    pub(super) fn given(&self, tensor: &str) -> Option<Given> {
         let (grid, inputs) = self.0.get(tensor)?;
         Some(Given {
             nbits: grid.nbits,

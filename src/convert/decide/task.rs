@@ -10,6 +10,7 @@ use crate::checkpoint::{Checkpoint, Tokenizer, stop_ids};
 use crate::convert::error::{Error, Result};
 use crate::convert::options::Options;
 use crate::gemma::ModelPlan;
+use crate::gemma::names::{EMBED, PER_LAYER_EMBED};
 use crate::graph::LinearActivations;
 use crate::quantize::SharedPalettes;
 use crate::recipe::{Activations, Recipe};
@@ -119,7 +120,7 @@ impl Task {
         options: &Options,
     ) -> Result<Self> {
         Ok(Task {
-            recipe: recipe.clone(),
+            recipe: with_tables(recipe, grids),
             packages: BTreeMap::new(),
             record,
             records: BTreeMap::new(),
@@ -164,7 +165,7 @@ impl Task {
             records.insert(only.to_string(), record);
         }
         Ok(Task {
-            recipe: base.recipe.clone(),
+            recipe: with_tables(&base.recipe, grids),
             packages,
             record: base.provenance.recipe.clone(),
             records,
@@ -254,6 +255,14 @@ impl Task {
     pub fn recipe_of(&self, package: &str) -> &Recipe {
         self.packages.get(package).unwrap_or(&self.recipe)
     }
+}
+
+/// A recipe with the form of tables that the checkpoint gives, where it asks for that.
+fn with_tables(recipe: &Recipe, grids: &Grids) -> Recipe {
+    let mut recipe = recipe.clone();
+    let [embedding, per_layer] = [EMBED, PER_LAYER_EMBED].map(|table| grids.given(table));
+    recipe.quantize.keep_tables(embedding, per_layer);
+    recipe
 }
 
 /// The plan of a checkpoint that has all that a bundle takes from it.

@@ -65,7 +65,9 @@ impl<'a> Weights<'a> {
             Some(levers) => levers.of(weight)?,
             None => Default::default(),
         };
-        let shared = self.palettes.clone().filter(|_| self.levers.is_none());
+        // Other recipes may have another factor.
+        let plain = self.levers.is_none() && weight.factor == 1.0;
+        let shared = self.palettes.clone().filter(|_| plain);
         let shared = shared.map(|palettes| (palettes, binding.tensor.clone()));
         let tuning = Tuning { shared, ..tuning };
         let [outputs, inputs] = matrix(binding);
