@@ -23,7 +23,7 @@ const RECIPES: [&str; 14] = [
     "swa4-fp16",
     "w2",
     "w8-linear",
-    "w4-linear",
+    "qat-int4",
     "sparse50",
     "lut8",
     "rows-int4",

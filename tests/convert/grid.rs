@@ -96,7 +96,7 @@ fn nibbles(codes: &[i8]) -> Vec<u8> {
 #[test]
 fn integers_and_steps_of_a_grid_are_in_the_packages() {
     let dir = tempfile::tempdir().unwrap();
-    let model = q4_0(dir.path(), |_| ());
+    let model = data("q4_0");
     let out = dir.path().join("b");
     let report = run_recipe(&model, &recipe("qat-int4"), &out, &options()).unwrap();
     assert!(report.notes.is_empty(), "{:?}", report.notes);
@@ -217,6 +217,63 @@ fn a_moved_value_is_reported_and_changes_its_group_alone() {
             assert_eq!(scale.to_f32(), truth.steps[group]);
         }
     }
+}
+
+/// Integers that a checkpoint holds (`tests/data/qat/w4a16-ct`), unpacked here: the packages have them with the same steps, which are
+/// bf16, so that nothing at all is lost.
+#[test]
+fn integers_that_the_checkpoint_holds_are_in_the_packages() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = data("w4a16-ct");
+    let file = fs::read(model.join("model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&file).unwrap();
+    let out = dir.path().join("b");
+    let report = run_recipe(&model, &recipe("qat-int4"), &out, &options()).unwrap();
+    assert!(report.notes.is_empty(), "{:?}", report.notes);
+    let bundle = Bundle::open(&out).unwrap();
+    let mut given = 0;
+    for record in &report.tensors {
+        let Some(grid) = record.grid.filter(|grid| grid.given) else {
+            continue;
+        };
+        let module = record.tensor.trim_end_matches(".weight");
+        let name = format!("model.language_model.{module}");
+        let packed = file.tensor(&format!("{name}.weight_packed")).unwrap();
+        let scales = file.tensor(&format!("{name}.weight_scale")).unwrap();
+        // Whole words, as all rows here have multiples of eight inputs; 8 was added.
+        let expected: Vec<u8> = packed.data().iter().map(|b| b ^ 0x88).collect();
+        let steps = scales.data().chunks(2);
+        let steps = steps.map(|b| f16::from_f32(bf16::from_le_bytes([b[0], b[1]]).to_f32()));
+        let steps: Vec<u8> = steps.flat_map(f16::to_le_bytes).collect();
+        let (data, scale) = blobs(&bundle, &record.file, &record.tensor);
+        assert!(data == expected && scale == steps, "{}", record.tensor);
+        let groups = (steps.len() / 2) as u64;
+        let counts = (grid.nbits, grid.block, grid.groups, grid.on, grid.off);
+        assert_eq!(counts, (4, Some(32), groups, groups, 0));
+        assert_eq!(
+            (grid.inexact, record.sqnr_db),
+            (0, None),
+            "{}",
+            record.tensor
+        );
+        given += 1;
+    }
+    assert!(given >= 25, "{given}");
+    assert!(equal_to_coremltools(std::slice::from_ref(&out), dir.path()) > 30);
+    // Steps of 32 inputs are not those of a row.
+    let out = dir.path().join("rows");
+    let report = run_recipe(&model, &recipe("qat-int8"), &out, &options()).unwrap();
+    let [note] = report.notes.as_slice() else {
+        panic!("{:?}", report.notes);
+    };
+    for part in ["int4", "32 inputs", "int8-channel-full", "qat-int4"] {
+        assert!(note.contains(part), "{note}");
+    }
+    let lost = report.tensors.iter().filter_map(|t| t.grid);
+    assert!(
+        lost.clone()
+            .any(|grid| grid.given && grid.on == 0 && grid.off > 0)
+    );
 }
 
 /// Every linear scheme in one bundle: as coremltools decompresses it, and decoded.

@@ -364,6 +364,27 @@ fn other_palettes_are_in_the_packages_and_decode() {
     }
 }
 
+/// Linear schemes of numbers on no grid, with and without the whole range.
+#[test]
+fn other_linear_schemes_are_in_the_packages() {
+    for (name, schemes) in [
+        ("nano", ["int4-block32-full", "int8-channel-full"]),
+        ("nano", ["int4-channel", "int8-block32-full"]),
+        ("dense-tiny", ["int8-block32", "int4-channel-full"]),
+        ("moe-tiny", ["int4-block16-full", "int8-channel-full"]),
+    ] {
+        for scheme in schemes {
+            let mut recipe = gemma_coreml::recipe::Recipe::builtin("w4-linear").unwrap();
+            recipe.quantize.default = scheme.parse().unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            let out = dir.path().join("b");
+            let report = run_recipe(&fixture(name), &recipe, &out, &options()).unwrap();
+            assert!(report.schemes[scheme].tensors > 0);
+            check_packages(name, &out);
+        }
+    }
+}
+
 #[test]
 fn int8_rows_are_the_published_formula() {
     for name in ["nano", "e4b-tiny"] {

@@ -44,7 +44,7 @@ pub(in crate::convert) fn grid_record(
     let (nbits, block, given) = match stored {
         Some(grid) => (
             grid.nbits,
-            Some(grid.block).filter(|block| *block != inputs),
+            Some(grid.block).filter(|block| *block != inputs || shared == Some(*block)),
             true,
         ),
         None if looked_for => (LOOKED_FOR, shared, false),

@@ -164,7 +164,7 @@ fn tables_of_rows_are_the_products() {
         unpack(&got.data, own, &mut indices).unwrap();
         for (i, q) in integers(nbits).into_iter().enumerate() {
             assert_eq!(i16::from(indices[i]), i16::from(q) + half, "{scheme}");
-            let entry = got.values[i / INPUTS << own | usize::from(indices[i])];
+            let entry = got.values[((i / INPUTS) << own) + usize::from(indices[i])];
             let exact = f64::from(q) * f64::from(steps[i / INPUTS]);
             assert_eq!(entry, f16::from_f64(exact), "{scheme} {q}");
         }
