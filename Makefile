@@ -13,12 +13,15 @@ SYNTH ?= target/synth/$(MODEL)$(if $(filter-out plain,$(KIND)),-$(KIND))
 build:
 	$(CARGO) build --release
 
-## Converts the shipped fixture to INT4, decodes a story from the packages, shows parity. No network beyond crates.
+## Converts the shipped model to INT4, and as trained at two bits; decodes stories from the packages, shows parity. No network
+## beyond crates.
 demo: build
 	rm -rf $(OUT) && mkdir -p $(OUT)
 	target/release/gemma-coreml convert fixtures/nano -o $(OUT)/nano-int4
 	target/release/gemma-coreml inspect $(OUT)/nano-int4
 	target/release/gemma-coreml decode $(OUT)/nano-int4 -p "Once there was a girl named Zoe." -n 120
+	target/release/gemma-coreml convert tests/data/nano-qat2 -r qat-mobile -o $(OUT)/nano-qat2
+	target/release/gemma-coreml decode $(OUT)/nano-qat2 -p "Once there was a girl named Zoe." -n 120
 	target/release/gemma-coreml convert fixtures/nano -r swa4-fp16 -o $(OUT)/nano-fp16
 	target/release/gemma-coreml parity $(OUT)/nano-fp16 --reference fixtures/nano/reference.safetensors --exact-tables fixtures/nano
 	target/release/gemma-coreml parity $(OUT)/nano-int4 --reference fixtures/nano/reference.safetensors --no-gate

@@ -156,3 +156,63 @@ fn an_adapter_is_of_every_projection_and_stays_below_the_weights() {
         assert!((0.01..0.7).contains(&moved), "{dora}: {moved}");
     }
 }
+
+/// Each kind is read as what it is, and its recipe keeps every integer. E2B's shapes divided by sixteen leave modules with
+/// fewer than 32 inputs, which compressed-tensors has in numbers.
+#[test]
+fn forms_of_quantization_aware_checkpoints_are_kept() {
+    for (kind, says, recipe, bits) in [
+        (
+            synth::Kind::Q4_0,
+            "stored as numbers",
+            "qat-int4",
+            [4].as_slice(),
+        ),
+        (
+            synth::Kind::Ct,
+            "of 4 bits, 32 inputs a step",
+            "qat-int4",
+            &[4],
+        ),
+        (
+            synth::Kind::Mobile,
+            "with activation scales",
+            "qat-mobile",
+            &[2, 4, 8],
+        ),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (model, out) = (dir.path().join("model"), dir.path().join("bundle"));
+        let mut config = synth::members::config("e2b", Some(35), 16).unwrap();
+        if kind != synth::Kind::Mobile {
+            config["text_config"]["hidden_size_per_layer_input"] = 32.into();
+        }
+        synth::write_as("e2b", kind, &config, &model, u64::MAX).unwrap();
+        let checkpoint = Checkpoint::open(&model).unwrap();
+        let plan = ModelPlan::new(checkpoint.config()).unwrap();
+        plan.check(&checkpoint).unwrap();
+        let format = checkpoint.quantization().unwrap().to_string();
+        assert!(format.contains(says), "{format}");
+        let recipe = Recipe::builtin(recipe).unwrap();
+        let options = Options {
+            context: Some(64),
+            ..Options::default()
+        };
+        let report = convert(&checkpoint, &recipe, &out, &options, &NoProgress).unwrap();
+        let mut found = std::collections::BTreeSet::new();
+        for record in &report.tensors {
+            let layer = record.tensor.starts_with("layers.") && record.elements > 2048;
+            let Some(grid) = &record.grid else {
+                assert!(!layer, "{} has no grid", record.tensor);
+                continue;
+            };
+            // Tables of compressed-tensors are numbers that were never rounded, and so is the projection beside `mobile`.
+            if layer {
+                assert_eq!(grid.off, 0, "{}", record.tensor);
+                assert_eq!(grid.given, kind != synth::Kind::Q4_0);
+                found.insert(grid.nbits);
+            }
+        }
+        assert_eq!(Vec::from_iter(found), bits);
+    }
+}

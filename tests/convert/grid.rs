@@ -105,7 +105,9 @@ fn integers_and_steps_of_a_grid_are_in_the_packages() {
         Bundle::open(&out).unwrap(),
     );
     let (mut compared, mut eights, mut below, mut rounded) = (0, 0, 0, 0);
-    for record in &report.tensors {
+    // Tables are in `super::tables`.
+    let weights = report.tensors.iter().filter(|t| t.reason != "table");
+    for record in weights {
         let Some(grid) = record.grid else {
             assert!(!record.scheme.starts_with("int4"), "{}", record.tensor);
             continue;
