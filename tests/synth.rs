@@ -201,7 +201,7 @@ fn forms_of_quantization_aware_checkpoints_are_kept() {
         let report = convert(&checkpoint, &recipe, &out, &options, &NoProgress).unwrap();
         let mut found = std::collections::BTreeSet::new();
         for record in &report.tensors {
-            let layer = record.tensor.starts_with("layers.") && record.elements > 2048;
+            let layer = record.tensor.starts_with("layers.") && record.elements > 1024;
             let Some(grid) = &record.grid else {
                 assert!(!layer, "{} has no grid", record.tensor);
                 continue;

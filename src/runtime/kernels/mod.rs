@@ -8,6 +8,7 @@ pub(crate) mod lanes;
 pub(crate) mod math;
 pub(crate) mod matvec;
 pub(crate) mod strided;
+pub(crate) mod vectors;
 pub(crate) mod wide;
 #[cfg(target_arch = "x86_64")]
 mod x86;

@@ -12,7 +12,8 @@ use super::usage::WeightUse;
 use crate::runtime::kernels::codec::{self, RowCoding};
 use crate::runtime::kernels::kernel::Kernel;
 use crate::runtime::kernels::math::round_f16;
-use crate::runtime::kernels::matvec::{CodedRows, Vectors, multiply_decoded};
+use crate::runtime::kernels::matvec::{CodedRows, multiply_decoded};
+use crate::runtime::kernels::vectors::Vectors;
 use crate::runtime::values::error::{Error, Result};
 use crate::runtime::values::tensor::elements;
 

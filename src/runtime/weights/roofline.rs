@@ -4,7 +4,8 @@
 pub use super::usage::WeightUse;
 use crate::runtime::kernels::codec::RowCoding;
 use crate::runtime::kernels::kernel::Kernel;
-use crate::runtime::kernels::matvec::{AHEAD, CodedRows, Vectors};
+use crate::runtime::kernels::matvec::{AHEAD, CodedRows};
+use crate::runtime::kernels::vectors::Vectors;
 use crate::runtime::kernels::wide::{prefetch, widest};
 use crate::runtime::values::error::{Error, Result};
 use std::collections::BTreeMap;
