@@ -334,3 +334,27 @@ fn linear_schemes_of_every_kind_are_what_coremltools_reads() {
         assert!(decoder.step(token).unwrap().token_logit.is_finite());
     }
 }
+
+/// The same numbers as integers with steps of five digits, and as bf16 that the products fit in: the steps that are found are
+/// those that were given, and every file but the config and the record of the conversion is the same.
+#[test]
+fn integers_and_their_products_in_bf16_give_the_same_bundle() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = |name: &str| {
+        let out = dir.path().join(name);
+        let report = run_recipe(&data(name), &recipe("qat-int4"), &out, &options()).unwrap();
+        let kept = report.tensors.iter().filter_map(|t| t.grid);
+        let kept = kept.filter(|grid| grid.is_kept() && grid.given == (name == "w4a16-ct"));
+        assert!(kept.count() >= 30, "{name}");
+        let mut files = contents(&out);
+        files.retain(|file, _| {
+            !file.ends_with("provenance.json") && !file.ends_with("/config.json")
+        });
+        files
+    };
+    let (packed, dense) = (bundle("w4a16-ct"), bundle("w4a16-dense"));
+    assert!(packed.keys().any(|file| file.ends_with("weight.bin")));
+    assert_eq!(Vec::from_iter(packed.keys()), Vec::from_iter(dense.keys()));
+    let differs = packed.iter().find(|(file, bytes)| dense[*file] != **bytes);
+    assert!(differs.is_none(), "{:?}", differs.map(|(file, _)| file));
+}
