@@ -158,7 +158,7 @@ fn an_adapter_is_of_every_projection_and_stays_below_the_weights() {
 }
 
 /// Each kind is read as what it is, and its recipe keeps every integer. E2B's shapes divided by sixteen leave modules with
-/// fewer than 32 inputs, which compressed-tensors has in numbers.
+/// fewer than 32 inputs, which are numbers where a step is for 32.
 #[test]
 fn forms_of_quantization_aware_checkpoints_are_kept() {
     for (kind, says, recipe, bits) in [
@@ -183,10 +183,7 @@ fn forms_of_quantization_aware_checkpoints_are_kept() {
     ] {
         let dir = tempfile::tempdir().unwrap();
         let (model, out) = (dir.path().join("model"), dir.path().join("bundle"));
-        let mut config = synth::members::config("e2b", Some(35), 16).unwrap();
-        if kind != synth::Kind::Mobile {
-            config["text_config"]["hidden_size_per_layer_input"] = 32.into();
-        }
+        let config = synth::members::config("e2b", Some(35), 16).unwrap();
         synth::write_as("e2b", kind, &config, &model, u64::MAX).unwrap();
         let checkpoint = Checkpoint::open(&model).unwrap();
         let plan = ModelPlan::new(checkpoint.config()).unwrap();
@@ -201,7 +198,14 @@ fn forms_of_quantization_aware_checkpoints_are_kept() {
         let report = convert(&checkpoint, &recipe, &out, &options, &NoProgress).unwrap();
         let mut found = std::collections::BTreeSet::new();
         for record in &report.tensors {
-            let layer = record.tensor.starts_with("layers.") && record.elements > 1024;
+            // Those that `qat-int4` leaves in fp16 for their size, and norms.
+            let small = record.elements
+                <= if kind == synth::Kind::Mobile {
+                    1024
+                } else {
+                    2048
+                };
+            let layer = record.tensor.starts_with("layers.") && !small;
             let Some(grid) = &record.grid else {
                 assert!(!layer, "{} has no grid", record.tensor);
                 continue;
