@@ -358,3 +358,69 @@ fn integers_and_their_products_in_bf16_give_the_same_bundle() {
     let differs = packed.iter().find(|(file, bytes)| dense[*file] != **bytes);
     assert!(differs.is_none(), "{:?}", differs.map(|(file, _)| file));
 }
+
+/// Integers of 2, 4 and 8 bits with a step a row (`tests/data/qat/mobile`, where rows are whole bytes): the bytes of the packages'
+/// indices are the checkpoint's own, tables are the integers times the step, rounded once, and coremltools reads the same.
+#[test]
+fn integers_of_single_rows_are_the_indices_of_palettes() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = data("mobile");
+    let file = fs::read(model.join("model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&file).unwrap();
+    let text = Recipe::builtin("qat-mobile").unwrap().source;
+    let text = text.replace("ranges = \"checkpoint\"", "ranges = \"none\"");
+    let text = text.replace("layout = \"swa4\"", "layout = \"swa2\"");
+    let recipe = Recipe::parse("mobile", &text).unwrap();
+    let out = dir.path().join("b");
+    let report = run_recipe(&model, &recipe, &out, &options()).unwrap();
+    let bundle = Bundle::open(&out).unwrap();
+    let mut widths = [0; 9];
+    for record in report.tensors.iter().filter(|t| t.reason != "table") {
+        let Some(grid) = record.grid else { continue };
+        assert!(grid.given && grid.is_kept(), "{}", record.tensor);
+        let module = record.tensor.trim_end_matches(".weight");
+        let (codes, steps) = match module {
+            "embed_tokens" => ("embedding_quantized", "embedding_scale"),
+            _ => ("weight", "weight_scale"),
+        };
+        let part = |name: &str| {
+            let name = format!("model.language_model.{module}.{name}");
+            file.tensor(&name).unwrap()
+        };
+        let (codes, steps) = (part(codes), part(steps));
+        let steps = steps.data().chunks(4);
+        let steps: Vec<f32> = steps
+            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .collect();
+        let chunk = bundle.chunks();
+        let mut packages = chunk.iter();
+        let found = packages.find(|c| format!("{}.mlpackage", c.name) == record.file);
+        let (_, op) = op(&found.unwrap().package, &record.tensor);
+        let fp16 = |values: &mut dyn Iterator<Item = f32>| -> Vec<u8> {
+            values
+                .flat_map(|v| f16::from_f32(v).to_le_bytes())
+                .collect()
+        };
+        let (stored, table, expected) = match grid.nbits {
+            8 => ("data", "scale", fp16(&mut steps.iter().copied())),
+            bits => {
+                let low = 1i32 << (bits - 1);
+                let entries = |step: &f32| {
+                    let step = *step;
+                    (-low..low).map(move |q| q as f32 * step)
+                };
+                let mut all = steps.iter().flat_map(entries);
+                ("indices", "lut", fp16(&mut all))
+            }
+        };
+        assert!(bytes(op, stored) == codes.data(), "{}", record.tensor);
+        assert!(bytes(op, table) == expected, "{}", record.tensor);
+        widths[usize::from(grid.nbits)] += 1;
+    }
+    println!(
+        "{} of 2 bits, {} of 4, {} of 8",
+        widths[2], widths[4], widths[8]
+    );
+    assert!(widths[2] >= 5 && widths[4] >= 10 && widths[8] >= 6);
+    assert!(equal_to_coremltools(std::slice::from_ref(&out), dir.path()) > 30);
+}
